@@ -1,0 +1,45 @@
+"""Clients and tables for tests on an engine."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from botocore.config import Config
+
+if TYPE_CHECKING:
+    from boto3.session import Session
+
+_numbers = count(1)
+
+
+def client_for(endpoint: str, config: Config | None = None) -> Any:
+    """A DynamoDB client of its own for the caller, who may register handlers on it, or close it.
+
+    It tries a call once: a retry would hide from a test what the store sees.  *config* is merged over that.
+    """
+    plain = Config(retries={"mode": "standard", "total_max_attempts": 1}, max_pool_connections=50)
+    return _session().client("dynamodb", endpoint_url=endpoint, config=plain.merge(config) if config else plain)
+
+
+def create_table(client: Any, name: str | None = None, *, key_attr: str = "id", sort_key_attr: str | None = None) -> str:
+    """Create an on-demand table with string keys, and return its name, which is new unless *name* is given."""
+    name = name or f"table-{os.getpid()}-{next(_numbers)}"
+    keys = {key_attr: "HASH"} | ({sort_key_attr: "RANGE"} if sort_key_attr else {})
+    client.create_table(
+        TableName=name,
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": attr, "AttributeType": "S"} for attr in keys],
+        KeySchema=[{"AttributeName": attr, "KeyType": kind} for attr, kind in keys.items()],
+    )
+    return name
+
+
+@cache
+def _session() -> Session:
+    """One for all: it caches the service description, which takes longer to read than a client to make."""
+    from boto3.session import Session
+
+    return Session()
