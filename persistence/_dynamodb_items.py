@@ -1,0 +1,260 @@
+"""Records as DynamoDB items, and the requests of each operation, as values.  Pure: nothing is sent from here.
+
+Each condition is the translation of one predicate of `rules`.  A condition compares what is stored with this machine's clock,
+because DynamoDB has none to offer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from typing import Any, Final, TypeAlias
+
+from persistence.datarecord import DataRecord, Status
+from persistence.exceptions import IdempotencyResultNotKeptError
+
+Item: TypeAlias = dict[str, dict[str, Any]]
+Request: TypeAlias = dict[str, Any]
+
+#: An item's size limit, attribute names and values together.
+#: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
+MAX_ITEM_BYTES: Final = 400 * 1024
+
+#: rules.is_orphaned, for a record with a lease.
+ORPHANED: Final = "(#status = :inprogress AND attribute_exists(#in_progress_expiry) AND #in_progress_expiry < :now_in_millis)"
+#: rules.is_expired, for a record that no lease keeps alive.
+EXPIRED: Final = "(#expiry < :now AND (#status <> :inprogress OR attribute_not_exists(#in_progress_expiry)))"
+#: rules.is_claimable where orphans must not be taken over.
+EXPIRED_RESULT: Final = "(#expiry < :now AND #status <> :inprogress)"
+#: A put cannot count, so a takeover names the generation that it supersedes: of two that saw the same record, one wins.
+NO_GENERATION: Final = "attribute_not_exists(#generation)"
+PREVIOUS_GENERATION: Final = "#generation = :previous_generation"
+
+ALL_OLD: Final = {"ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFormat:
+    """The names of a table's attributes; placeholders carry them, so reserved words and dots are fine.
+
+    Raises:
+        ValueError: a name is empty or used twice.
+    """
+
+    key_attr: str
+    sort_key_attr: str | None
+    static_pk_value: str
+    expiry_attr: str
+    in_progress_expiry_attr: str
+    status_attr: str
+    data_attr: str
+    validation_key_attr: str
+    owner_token_attr: str
+    generation_attr: str
+    holder_attr: str
+    result_not_kept_attr: str
+
+    def __post_init__(self) -> None:
+        if self.sort_key_attr == self.key_attr:
+            raise ValueError(f"key_attr [{self.key_attr}] and sort_key_attr [{self.sort_key_attr}] cannot be the same!")
+        users: dict[str, str] = {}
+        for field in fields(self):
+            name = getattr(self, field.name)
+            if field.name == "static_pk_value" or (field.name == "sort_key_attr" and name is None):
+                continue
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"{field.name} must be an attribute's name, not {name!r}")
+            if name in users:
+                raise ValueError(f"{users[name]} and {field.name} cannot both be [{name}]")
+            users[name] = field.name
+
+    def key(self, idempotency_key: str) -> Item:
+        """The primary key of the record's item."""
+        if self.sort_key_attr:
+            return {self.key_attr: {"S": self.static_pk_value}, self.sort_key_attr: {"S": idempotency_key}}
+        return {self.key_attr: {"S": idempotency_key}}
+
+    def record(self, item: Item) -> DataRecord:
+        """The record in an item, by whichever library it was written.  Attributes that are not ours are ignored.
+
+        Raises:
+            ValueError: the item is no idempotency record under these attribute names.
+        """
+        try:
+            return DataRecord(
+                item[self.key_attr]["S"],
+                item[self.status_attr]["S"],
+                _number(item.get(self.expiry_attr)),
+                _number(item.get(self.in_progress_expiry_attr)),
+                _text(item.get(self.data_attr)),
+                _text(item.get(self.validation_key_attr)),
+                item[self.sort_key_attr]["S"] if self.sort_key_attr else None,
+                owner_token=_text(item.get(self.owner_token_attr)),
+                generation=_number(item.get(self.generation_attr)) or 0,
+                holder=_text(item.get(self.holder_attr)),
+                result_kept=self.result_not_kept_attr not in item,
+            )
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"The item is no idempotency record: {type(error).__name__} at {error}") from None
+
+    def claim(self, offer: DataRecord, now_ms: int) -> Request:
+        """Write the offer if there is no record, or a claimable one of the generation that it supersedes.
+
+        An offer that has seen no record supersedes none.
+        """
+        item = self._item(offer)
+        condition, names, values = "attribute_not_exists(#id)", {"#id": self.key_attr}, None
+        if offer.supersedes is not None:
+            superseded, superseded_names, values = self._superseded(offer, offer.supersedes, now_ms)
+            condition = f"{condition} OR ({superseded})"
+            names.update(superseded_names)
+        request = {"Item": item, "ConditionExpression": condition, "ExpressionAttributeNames": names, **ALL_OLD}
+        if values:  # DynamoDB refuses an empty map
+            request["ExpressionAttributeValues"] = values
+        return request
+
+    def _item(self, record: DataRecord) -> Item:
+        """What a claim and a restored record have in common."""
+        item = self.key(record.key)
+        item[self.expiry_attr] = {"N": str(record.expiry_timestamp)}
+        item[self.status_attr] = {"S": record.stored_status}
+        if record.in_progress_expiry_timestamp is not None:
+            item[self.in_progress_expiry_attr] = {"N": str(record.in_progress_expiry_timestamp)}
+        if record.owner_token:
+            item[self.owner_token_attr] = {"S": record.owner_token}
+        item[self.generation_attr] = {"N": str(record.generation)}
+        if record.holder:
+            item[self.holder_attr] = {"S": record.holder}
+        if record.payload_hash:
+            item[self.validation_key_attr] = {"S": record.payload_hash}
+        return item
+
+    def _superseded(self, offer: DataRecord, generation: int, now_ms: int) -> tuple[str, dict[str, str], Item]:
+        """rules.is_claimable, of that generation.  DynamoDB refuses names and values that go unused."""
+        names = {"#generation": self.generation_attr, "#expiry": self.expiry_attr, "#status": self.status_attr}
+        values: Item = {":now": {"N": str(now_ms // 1000)}, ":inprogress": {"S": Status.INPROGRESS.value}}
+        claimable = EXPIRED_RESULT
+        if offer.takes_over_orphans:
+            claimable = f"({ORPHANED} OR {EXPIRED})"
+            names["#in_progress_expiry"] = self.in_progress_expiry_attr
+            values[":now_in_millis"] = {"N": str(now_ms)}
+        if generation == 0:
+            return f"{NO_GENERATION} AND {claimable}", names, values
+        values[":previous_generation"] = {"N": str(generation)}
+        return f"{PREVIOUS_GENERATION} AND {claimable}", names, values
+
+    def get(self, idempotency_key: str) -> Request:
+        """Read the record consistently: it must show every write that was answered before."""
+        return {"Key": self.key(idempotency_key), "ConsistentRead": True}
+
+    def complete(self, record: DataRecord) -> Request:
+        """Write the result if the record is the owner's, in progress or completed already.
+
+        Raises:
+            IdempotencyResultNotKeptError: the result alone exceeds an item.
+        """
+        self._check_size(record)
+        names = {"#expiry": self.expiry_attr, "#status": self.status_attr, "#owner_token": self.owner_token_attr}
+        values: Item = {":expiry": {"N": str(record.expiry_timestamp)}, ":status": {"S": record.stored_status}}
+        if record.result_kept:
+            update = "SET #response_data = :response_data, #expiry = :expiry, #status = :status"
+            names["#response_data"] = self.data_attr
+            values[":response_data"] = {"S": record.response_data}
+        else:
+            update = "SET #result_not_kept = :result_not_kept, #expiry = :expiry, #status = :status"
+            names["#result_not_kept"] = self.result_not_kept_attr
+            values[":result_not_kept"] = {"BOOL": True}
+        if record.payload_hash:
+            update += ", #validation_key = :validation_key"
+            names["#validation_key"] = self.validation_key_attr
+            values[":validation_key"] = {"S": record.payload_hash}
+        return {
+            "Key": self.key(record.key),
+            "UpdateExpression": update,
+            "ConditionExpression": self._held(record, values),
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": values,
+            **ALL_OLD,
+        }
+
+    def restore(self, record: DataRecord) -> Request:
+        """Write a completed record whole, if there is none.  Together with `complete`, this is rules.may_complete."""
+        item = self._item(record)
+        if record.result_kept:
+            item[self.data_attr] = {"S": record.response_data}
+        else:
+            item[self.result_not_kept_attr] = {"BOOL": True}
+        return {
+            "Item": item,
+            "ConditionExpression": "attribute_not_exists(#id)",
+            "ExpressionAttributeNames": {"#id": self.key_attr},
+            **ALL_OLD,
+        }
+
+    def _check_size(self, record: DataRecord) -> None:
+        if len(record.response_data) > MAX_ITEM_BYTES:  # the text is ASCII: characters are bytes
+            raise IdempotencyResultNotKeptError(
+                f"The result of idempotency key {record.key} has {len(record.response_data)} bytes; "
+                f"a DynamoDB item holds {MAX_ITEM_BYTES}"
+            )
+
+    def renew(self, record: DataRecord) -> Request:
+        """Move the lease's end and the expiry if the record is the owner's and unfinished."""
+        condition, names, values = self._unfinished(record)
+        return {
+            "Key": self.key(record.key),
+            "UpdateExpression": "SET #in_progress_expiry = :in_progress_expiry, #expiry = :expiry",
+            "ConditionExpression": condition,
+            "ExpressionAttributeNames": {
+                **names,
+                "#in_progress_expiry": self.in_progress_expiry_attr,
+                "#expiry": self.expiry_attr,
+            },
+            "ExpressionAttributeValues": {
+                **values,
+                ":in_progress_expiry": {"N": str(record.in_progress_expiry_timestamp)},
+                ":expiry": {"N": str(record.expiry_timestamp)},
+            },
+            **ALL_OLD,
+        }
+
+    def release(self, record: DataRecord) -> Request:
+        """Delete the record if rules.may_release: the owner's and unfinished."""
+        condition, names, values = self._unfinished(record)
+        return {
+            "Key": self.key(record.key),
+            "ConditionExpression": condition,
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": values,
+            **ALL_OLD,
+        }
+
+    def _unfinished(self, record: DataRecord) -> tuple[str, dict[str, str], Item]:
+        """rules.may_release."""
+        names = {"#owner_token": self.owner_token_attr, "#status": self.status_attr}
+        values: Item = {":inprogress": {"S": Status.INPROGRESS.value}}
+        return f"{self._held(record, values)} AND #status = :inprogress", names, values
+
+    @staticmethod
+    def _held(record: DataRecord, values: Item) -> str:
+        """rules.is_held_by; without a token, the record is one that another library's attempt handed over to us."""
+        if not record.owner_token:
+            return "attribute_not_exists(#owner_token)"
+        values[":owner_token"] = {"S": record.owner_token}
+        return "#owner_token = :owner_token"
+
+
+def _text(value: dict[str, Any] | None) -> str:
+    """The text of an attribute, "" where it is absent or null."""
+    if value is None or "NULL" in value:
+        return ""
+    text: str = value["S"]
+    return text
+
+
+def _number(value: dict[str, Any] | None) -> int | None:
+    """The number in an attribute, None where it is absent or null."""
+    if value is None or "NULL" in value:
+        return None
+    text: str = value["N"]
+    return int(text) if text.isdecimal() else int(Decimal(text))  # another writer may have stored a fraction

@@ -1,0 +1,333 @@
+"""The store contract: four hooks that a backend supplies, and the verbs through which the library uses them.
+
+A store holds no state of any function: one store object serves any number of functions, configurations and threads.  What a
+backend must decide is in `rules`, what it may raise in `exceptions`.  Whatever else a hook raises, the verbs turn into
+`IdempotencyPersistenceLayerError`, once, here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from abc import ABC, abstractmethod
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+from persistence.datarecord import STATUS_CONSTANTS, DataRecord, Status
+from persistence.exceptions import (
+    IdempotencyInvalidStatusError,
+    IdempotencyItemAlreadyExistsError,
+    IdempotencyItemNotFoundError,
+    IdempotencyKeyError,
+    IdempotencyLeaseLostError,
+    IdempotencyPersistenceLayerError,
+    IdempotencyResultNotKeptError,
+    IdempotencyValidationError,
+)
+from persistence.missing import is_missing_idempotency_key
+from persistence.rules import is_expired
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = [
+    "STATUS_CONSTANTS",
+    "AsyncBasePersistenceLayer",
+    "BasePersistenceLayer",
+    "CallSettings",
+    "DataRecord",
+    "call_deadline_ms",
+    "call_settings",
+]
+
+T = TypeVar("T")
+
+#: What a failed verb says, in Powertools' words, and what the caller of the function should know.
+CLAIM_FAILED: Final = ("Failed to save in progress record to idempotency store", "The function was not run; retry the call.")
+FETCH_FAILED: Final = ("Failed to get record from idempotency store", "The function was not run; retry the call.")
+COMPLETE_FAILED: Final = (
+    "Failed to update record state to success in idempotency store",
+    "The function ran, but its result is not known to be stored; once its lease has ended, a retry may run it again.",
+)
+RELEASE_FAILED: Final = (
+    "Failed to delete record from idempotency store",
+    "The key stays claimed until the lease ends; a retry before that is refused.",
+)
+RENEW_FAILED: Final = ("Failed to renew the lease in the idempotency store", "The renewal is tried again before the lease ends.")
+
+#: What a hook may say to the library, besides refusing a claim.  Everything else is a failure of the store.
+CLAIM_ANSWERS: Final = (IdempotencyKeyError, IdempotencyValidationError)
+WRITE_ANSWERS: Final = (IdempotencyLeaseLostError, IdempotencyResultNotKeptError)
+
+#: A set of plain strings, because a record's status is one.
+KNOWN_STATUSES: Final = frozenset({Status.INPROGRESS.value, Status.COMPLETED.value})
+
+
+class CallSettings(NamedTuple):
+    """The configuration of the running call, for hooks written for Powertools, which read it from their store."""
+
+    function_name: str = ""
+    event_key_jmespath: str = ""
+    payload_validation_enabled: bool = False
+    raise_on_no_idempotency_key: bool = False
+    expires_after_seconds: int = 60 * 60
+    use_local_cache: bool = False
+    hash_function: Callable[..., Any] = hashlib.md5
+
+
+_DEFAULTS: Final = CallSettings()
+
+#: Set while a call uses a store, in that call's own thread or task, so that functions sharing a store never see each other's.
+call_settings: ContextVar[CallSettings] = ContextVar("call_settings", default=_DEFAULTS)
+
+
+#: When the running call's caller is stopped, in epoch milliseconds: a read, which carries no record, is not retried beyond it.
+call_deadline_ms: ContextVar[int | None] = ContextVar("call_deadline_ms", default=None)
+
+
+class _FromCall(Generic[T]):
+    """A store attribute that reads the running call's configuration.  A subclass may assign its own instead."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, store: object, owner: type | None = None) -> T:
+        value: T = getattr(call_settings.get(), self._name)
+        return value
+
+
+def wall_clock_ms() -> int:
+    """The present in epoch milliseconds by this machine's clock, which conditions compare with other machines' timestamps."""
+    return time.time_ns() // 1_000_000
+
+
+class _Layer:
+    """What sync and async stores share.  Nothing here needs `__init__` to have run: subclasses call it late, or not at all."""
+
+    #: The store honours owner tokens: it fences late writes, renews leases and obeys `takes_over_orphans`.
+    supports_leases: bool = False
+
+    #: Injectable: the present in epoch milliseconds.
+    clock_ms: Callable[[], int] = staticmethod(wall_clock_ms)
+
+    function_name: _FromCall[str] = _FromCall()
+    event_key_jmespath: _FromCall[str] = _FromCall()
+    payload_validation_enabled: _FromCall[bool] = _FromCall()
+    raise_on_no_idempotency_key: _FromCall[bool] = _FromCall()
+    expires_after_seconds: _FromCall[int] = _FromCall()
+    use_local_cache: _FromCall[bool] = _FromCall()
+    hash_function: _FromCall[Callable[..., Any]] = _FromCall()
+
+    is_missing_idempotency_key = staticmethod(is_missing_idempotency_key)
+
+    def _check_status(self, offer: DataRecord, existing: DataRecord | None) -> None:
+        """Raise if the refusing record cannot be judged.  An expired one can, whatever it says."""
+        if existing is None or existing.stored_status in KNOWN_STATUSES or is_expired(existing, self.clock_ms()):
+            return
+        unknown = IdempotencyInvalidStatusError(existing.stored_status)
+        raise _failure(CLAIM_FAILED, offer.key, unknown) from unknown
+
+
+class BasePersistenceLayer(_Layer, ABC):
+    """A store, as the library uses it.  Subclass it and supply the four hooks to write your own.
+
+    The hooks are called with exactly the keywords shown.  A hook that ignores `owner_token` works as with Powertools: claims are
+    atomic if `_put_record` is, but an attempt that outlives its lease can overwrite its successor's result.
+    """
+
+    #: Injectable: wait for so many milliseconds.
+    sleep_ms: Callable[[float], None] = staticmethod(lambda ms: time.sleep(ms / 1000))
+
+    def __init__(self) -> None:
+        """Nothing to set up; present because subclasses written for Powertools call it."""
+
+    def claim(self, offer: DataRecord) -> DataRecord:
+        """Give *offer*'s owner the key, until the lease in the offer ends.
+
+        Returns:
+            The granted record.
+
+        Raises:
+            IdempotencyItemAlreadyExistsError: refused; `old_data_record` is the holder, None if it vanished meanwhile.
+            IdempotencyPersistenceLayerError: the store failed; the claim may or may not have been written.
+        """
+        try:
+            granted = self._put_record(data_record=offer)
+        except IdempotencyItemAlreadyExistsError as refused:
+            existing = refused.old_data_record
+            if existing is None:
+                existing = self.fetch(offer.key)
+            self._check_status(offer, existing)
+            if existing is refused.old_data_record:
+                raise
+            raise IdempotencyItemAlreadyExistsError(old_data_record=existing) from refused
+        except CLAIM_ANSWERS:
+            raise
+        except Exception as error:
+            raise _failure(CLAIM_FAILED, offer.key, error) from error
+        return _granted(offer, granted)
+
+    def fetch(self, idempotency_key: str) -> DataRecord | None:
+        """Read the record of the key, at least as new as any answer given before; None if there is none."""
+        try:
+            return self._get_record(idempotency_key=idempotency_key)
+        except IdempotencyItemNotFoundError:
+            return None
+        except Exception as error:
+            raise _failure(FETCH_FAILED, idempotency_key, error) from error
+
+    def complete(self, record: DataRecord) -> None:
+        """Store the holder's result.  Repeatable: a second time by the same owner changes nothing.
+
+        Raises:
+            IdempotencyLeaseLostError: another attempt owns the record, which is unchanged.
+            IdempotencyResultNotKeptError: the store cannot hold this result; nothing was written.
+        """
+        self._translated(self._update_record, COMPLETE_FAILED, record)
+
+    def release(self, record: DataRecord) -> None:
+        """Give the key up unused.  Repeatable; a completed record survives it.
+
+        Raises:
+            IdempotencyLeaseLostError: the record is not an unfinished one of this owner, and is unchanged.
+        """
+        self._translated(self._delete_record, RELEASE_FAILED, record)
+
+    def renew(self, record: DataRecord) -> None:
+        """Move the holder's lease end and expiry to those of *record*.  Only for stores that support leases.
+
+        Raises:
+            IdempotencyLeaseLostError: the record is not an unfinished one of this owner, and is unchanged.
+        """
+        self._translated(self._update_record, RENEW_FAILED, record)
+
+    @staticmethod
+    def _translated(hook: Callable[..., None], failed: tuple[str, str], record: DataRecord) -> None:
+        try:
+            hook(data_record=record)
+        except WRITE_ANSWERS:
+            raise
+        except Exception as error:
+            raise _failure(failed, record.key, error) from error
+
+    @abstractmethod
+    def _put_record(self, data_record: DataRecord) -> DataRecord | None:
+        """Claim the key for *data_record*'s owner if `rules.is_claimable`, atomically against every other claim.
+
+        Returns:
+            The granted record with its generation; None if granted exactly as offered.
+
+        Raises:
+            IdempotencyItemAlreadyExistsError: refused, if possible with `old_data_record`.
+        """
+
+    @abstractmethod
+    def _get_record(self, idempotency_key: str) -> DataRecord:
+        """Read the record, consistently with earlier writes.
+
+        Raises:
+            IdempotencyItemNotFoundError: there is none.
+        """
+
+    @abstractmethod
+    def _update_record(self, data_record: DataRecord) -> None:
+        """Complete the record if `rules.may_complete`, keeping its payload hash; renew it if *data_record* is INPROGRESS.
+
+        Raises:
+            IdempotencyLeaseLostError: another attempt owns it; `record` is what was found.
+        """
+
+    @abstractmethod
+    def _delete_record(self, data_record: DataRecord) -> None:
+        """Delete the record if `rules.may_release`; a record that is gone already is no error.
+
+        Raises:
+            IdempotencyLeaseLostError: it may not be deleted; `record` is what was found.
+        """
+
+
+class AsyncBasePersistenceLayer(_Layer, ABC):
+    """A store with a native asyncio client: the contract of `BasePersistenceLayer`, awaited.  For async functions only."""
+
+    async def sleep_ms(self, ms: float) -> None:
+        """Wait for so many milliseconds.  Injectable."""
+        import asyncio  # here, so that sync users do not pay for its import
+
+        await asyncio.sleep(ms / 1000)
+
+    async def claim(self, offer: DataRecord) -> DataRecord:
+        """As `BasePersistenceLayer.claim`."""
+        try:
+            granted = await self._put_record(data_record=offer)
+        except IdempotencyItemAlreadyExistsError as refused:
+            existing = refused.old_data_record
+            if existing is None:
+                existing = await self.fetch(offer.key)
+            self._check_status(offer, existing)
+            if existing is refused.old_data_record:
+                raise
+            raise IdempotencyItemAlreadyExistsError(old_data_record=existing) from refused
+        except CLAIM_ANSWERS:
+            raise
+        except Exception as error:
+            raise _failure(CLAIM_FAILED, offer.key, error) from error
+        return _granted(offer, granted)
+
+    async def fetch(self, idempotency_key: str) -> DataRecord | None:
+        """As `BasePersistenceLayer.fetch`."""
+        try:
+            return await self._get_record(idempotency_key=idempotency_key)
+        except IdempotencyItemNotFoundError:
+            return None
+        except Exception as error:
+            raise _failure(FETCH_FAILED, idempotency_key, error) from error
+
+    async def complete(self, record: DataRecord) -> None:
+        """As `BasePersistenceLayer.complete`."""
+        await self._translated(self._update_record, COMPLETE_FAILED, record)
+
+    async def release(self, record: DataRecord) -> None:
+        """As `BasePersistenceLayer.release`."""
+        await self._translated(self._delete_record, RELEASE_FAILED, record)
+
+    async def renew(self, record: DataRecord) -> None:
+        """As `BasePersistenceLayer.renew`."""
+        await self._translated(self._update_record, RENEW_FAILED, record)
+
+    @staticmethod
+    async def _translated(hook: Callable[..., Awaitable[None]], failed: tuple[str, str], record: DataRecord) -> None:
+        try:
+            await hook(data_record=record)
+        except WRITE_ANSWERS:
+            raise
+        except Exception as error:
+            raise _failure(failed, record.key, error) from error
+
+    @abstractmethod
+    async def _put_record(self, data_record: DataRecord) -> DataRecord | None:
+        """As `BasePersistenceLayer._put_record`."""
+
+    @abstractmethod
+    async def _get_record(self, idempotency_key: str) -> DataRecord:
+        """As `BasePersistenceLayer._get_record`."""
+
+    @abstractmethod
+    async def _update_record(self, data_record: DataRecord) -> None:
+        """As `BasePersistenceLayer._update_record`."""
+
+    @abstractmethod
+    async def _delete_record(self, data_record: DataRecord) -> None:
+        """As `BasePersistenceLayer._delete_record`."""
+
+
+def _granted(offer: DataRecord, granted: object) -> DataRecord:
+    """The record as granted.  A hook written for Powertools may return anything, and grants what was offered."""
+    return granted if isinstance(granted, DataRecord) else offer
+
+
+def _failure(failed: tuple[str, str], idempotency_key: str, error: Exception) -> IdempotencyPersistenceLayerError:
+    message, advice = failed
+    failure = IdempotencyPersistenceLayerError(message, error)
+    # Notes, because users compare the text of these errors, which is Powertools' own.
+    failure.add_note(f"Idempotency key: {idempotency_key}. {advice}")
+    return failure

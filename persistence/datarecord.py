@@ -1,0 +1,165 @@
+"""The record of one idempotency key: plain values, no behaviour that decides anything (that is `rules`)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Final, Self
+
+from persistence.exceptions import IdempotencyInvalidStatusError
+
+
+class Status(StrEnum):
+    """The stored words INPROGRESS and COMPLETED, and EXPIRED, which is only ever computed."""
+
+    INPROGRESS = "INPROGRESS"
+    COMPLETED = "COMPLETED"
+    EXPIRED = "EXPIRED"
+
+
+STATUS_CONSTANTS: Final = MappingProxyType({status.value: status.value for status in Status})
+
+
+class DataRecord:
+    """An immutable idempotency record, as stored or as offered to a store.
+
+    Attributes:
+        idempotency_key: The key; in a record read from a table with a sort key, the partition key's value.
+        sort_key: The key in a record read from a table with a sort key, else None.  `key` is the key in both cases.
+        stored_status: `INPROGRESS` or `COMPLETED`, as written.
+        expiry_timestamp: The record's end, in epoch seconds.
+        in_progress_expiry_timestamp: The lease's end, in epoch milliseconds; None where another library left it out.
+        response_data: The result as JSON text, "" while there is none.
+        payload_hash: Digest of the validated part of the payload, "" without payload validation.
+        owner_token: Names the attempt that owns the record; "" in records of another library.
+        generation: 1 for the first attempt at a key, one more with each that supersedes another; 0 in another library's records.
+        holder: Request id of the attempt that holds or completed the record, "" where unknown.
+        result_kept: False if the function ran and its result could not be stored.
+        deadline_ms: Never stored.  When the holder must be done, in epoch milliseconds: a store does not retry beyond it.
+        takes_over_orphans: Never stored.  False if a claim must be refused by an INPROGRESS record however old it is.
+        supersedes: Never stored.  In an offer, the generation of the record that it was seen to supersede; None if none was seen.
+        took_over: Never stored.  True in a granted record if the claim superseded an orphan.
+    """
+
+    idempotency_key: str
+    stored_status: str
+    expiry_timestamp: int | None
+    in_progress_expiry_timestamp: int | None
+    response_data: str
+    payload_hash: str
+    sort_key: str | None
+    owner_token: str
+    generation: int
+    holder: str
+    result_kept: bool
+    deadline_ms: int | None
+    takes_over_orphans: bool
+    supersedes: int | None
+    took_over: bool
+
+    def __init__(
+        self,
+        idempotency_key: str,
+        status: str = "",
+        expiry_timestamp: int | None = None,
+        in_progress_expiry_timestamp: int | None = None,
+        response_data: str = "",
+        payload_hash: str = "",
+        sort_key: str | None = None,
+        *,
+        owner_token: str = "",
+        generation: int = 0,
+        holder: str = "",
+        result_kept: bool = True,
+        deadline_ms: int | None = None,
+        takes_over_orphans: bool = True,
+        supersedes: int | None = None,
+        took_over: bool = False,
+    ) -> None:
+        self.__dict__.update(  # __setattr__ is closed
+            idempotency_key=idempotency_key,
+            stored_status=status,
+            expiry_timestamp=expiry_timestamp,
+            in_progress_expiry_timestamp=in_progress_expiry_timestamp,
+            response_data=response_data,
+            payload_hash=payload_hash,
+            sort_key=sort_key,
+            owner_token=owner_token,
+            generation=generation,
+            holder=holder,
+            result_kept=result_kept,
+            deadline_ms=deadline_ms,
+            takes_over_orphans=takes_over_orphans,
+            supersedes=supersedes,
+            took_over=took_over,
+        )
+
+    @property
+    def key(self) -> str:
+        """The idempotency key, whatever the table's layout."""
+        return self.idempotency_key if self.sort_key is None else self.sort_key
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether the record's end has passed by this machine's clock.  The library itself asks `rules`, with its own clock."""
+        return bool(self.expiry_timestamp and int(dt.datetime.now(tz=dt.UTC).timestamp()) > self.expiry_timestamp)
+
+    @property
+    def status(self) -> str:
+        """The status now, EXPIRED included, by this machine's clock.
+
+        Raises:
+            IdempotencyInvalidStatusError: the stored status is none that this library knows.
+        """
+        if self.is_expired:
+            return Status.EXPIRED.value
+        if self.stored_status in STATUS_CONSTANTS:
+            return self.stored_status
+        raise IdempotencyInvalidStatusError(self.stored_status)
+
+    def response_json_as_dict(self) -> Any:
+        """The stored result as Python data, None if there is none.  Any JSON value, despite the name that users know."""
+        return json.loads(self.response_data) if self.response_data else None
+
+    def get_expiration_datetime(self) -> dt.datetime | None:
+        """The record's end as a naive datetime in the machine's local time zone (UTC on Lambda)."""
+        return dt.datetime.fromtimestamp(int(self.expiry_timestamp)) if self.expiry_timestamp else None  # noqa: DTZ006
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with *changes*, named as in the constructor."""
+        if "status" in changes:
+            changes["stored_status"] = changes.pop("status")
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__, **changes)
+        if len(copy.__dict__) != len(self.__dict__):
+            raise TypeError(f"a DataRecord has no {', '.join(sorted(changes.keys() - self.__dict__.keys()))}")
+        return copy
+
+    def stored(self) -> Self:
+        """The record as a store keeps it: without what is never stored."""
+        return self.replace(deadline_ms=None, takes_over_orphans=True, supersedes=None, took_over=False)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a DataRecord is immutable; use replace({name}=...)")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a DataRecord is immutable; {name} cannot be deleted")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether a store would keep the same of both."""
+        if not isinstance(other, DataRecord):
+            return NotImplemented
+        return self.stored().__dict__ == other.stored().__dict__
+
+    def __hash__(self) -> int:
+        return hash((self.key, self.stored_status, self.owner_token, self.generation))
+
+    def __repr__(self) -> str:
+        # Never the response data nor a hash of the payload: records appear in error texts and logs.
+        return (
+            f"DataRecord(idempotency_key={self.idempotency_key!r}, sort_key={self.sort_key!r}, status={self.stored_status!r}, "
+            f"expiry_timestamp={self.expiry_timestamp}, in_progress_expiry_timestamp={self.in_progress_expiry_timestamp}, "
+            f"generation={self.generation}, holder={self.holder!r})"
+        )

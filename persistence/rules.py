@@ -1,0 +1,68 @@
+"""What a stored record permits at an instant: the only definition, which each store translates and one suite checks.
+
+Pure functions of a record and a time in epoch milliseconds.  Every comparison is strict: at the very millisecond (second) at
+which a lease (a record) ends, it still holds.
+
+Two machines' clocks are compared here: the end that one wrote with the present of another.  The margin for their difference is
+in the lease that is written (`IdempotencyConfig.lease_margin_seconds`), never in these comparisons.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from persistence.datarecord import Status
+
+if TYPE_CHECKING:
+    from persistence.datarecord import DataRecord
+
+
+def is_in_progress(record: DataRecord) -> bool:
+    """Whether the record was written by a claim and not yet completed."""
+    return record.stored_status == Status.INPROGRESS
+
+
+def is_completed(record: DataRecord) -> bool:
+    """Whether the function ran to its end, its result kept or not."""
+    return record.stored_status == Status.COMPLETED
+
+
+def is_expired(record: DataRecord, now_ms: int) -> bool:
+    """Whether the record's end, in whole seconds, has passed.  A record without an end never expires."""
+    return record.expiry_timestamp is not None and record.expiry_timestamp < now_ms // 1000
+
+
+def is_orphaned(record: DataRecord, now_ms: int) -> bool:
+    """Whether the record is INPROGRESS although its attempt can no longer be at work.
+
+    The lease's end decides alone where there is one: a live lease is never broken, whatever the record's expiry says.  A record
+    without a lease's end (another library's) is an orphan when the record has expired.
+    """
+    if not is_in_progress(record):
+        return False
+    lease_end_ms = record.in_progress_expiry_timestamp
+    return is_expired(record, now_ms) if lease_end_ms is None else lease_end_ms < now_ms
+
+
+def is_claimable(record: DataRecord | None, now_ms: int, *, takes_over_orphans: bool = True) -> bool:
+    """Whether a new attempt may have the key: no record, an expired one, or, where orphans may be taken over, an orphan."""
+    if record is None:
+        return True
+    if is_in_progress(record):
+        return takes_over_orphans and is_orphaned(record, now_ms)
+    return is_expired(record, now_ms)
+
+
+def is_held_by(record: DataRecord, owner_token: str) -> bool:
+    """Whether the attempt with this token owns the record, be it in progress or completed."""
+    return record.owner_token == owner_token
+
+
+def may_complete(record: DataRecord | None, owner_token: str) -> bool:
+    """Whether the attempt may write its result: the record is its own (a repetition included), or gone."""
+    return record is None or is_held_by(record, owner_token)
+
+
+def may_release(record: DataRecord, owner_token: str) -> bool:
+    """Whether the attempt may delete the record: its own and unfinished, so a completion whose answer was lost survives."""
+    return is_held_by(record, owner_token) and is_in_progress(record)

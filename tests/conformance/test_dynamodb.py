@@ -1,0 +1,203 @@
+"""What is promised of the DynamoDB stores beyond the common contract: the item, its limits, and the service's errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from botocore.exceptions import ClientError
+from stores import ODD_NAMES, STORES
+
+from persistence.dynamodb import DynamoDBPersistenceLayer
+from persistence.exceptions import (
+    IdempotencyItemAlreadyExistsError,
+    IdempotencyPersistenceLayerError,
+    IdempotencyResultNotKeptError,
+)
+
+if TYPE_CHECKING:
+    from doubles import FakeClock
+    from stores import Made, Peek
+    from verbs import Verbs
+
+KEY = "orders.handler#1"
+
+TABLES = [param for param in STORES if param.id != "memory"]
+on_every_table = pytest.mark.parametrize("made", TABLES, indirect=True)
+on_a_composite_table = pytest.mark.parametrize("made", [param for param in TABLES if "composite" in param.id], indirect=True)
+
+DEFAULT_NAMES = {
+    "id", "expiration", "in_progress_expiration", "status", "data", "validation", "owner_token", "generation", "holder",
+}  # fmt: skip
+NAMES = {
+    "dynamodb": DEFAULT_NAMES,
+    "dynamodb-odd-names": set(ODD_NAMES.values()) - {ODD_NAMES["result_not_kept_attr"]},
+    "dynamodb-composite": DEFAULT_NAMES | {"sk"},
+    "moto": DEFAULT_NAMES,
+}
+
+
+def raw_items(made: Made) -> list[dict[str, Any]]:
+    """The table's items, as the service has them."""
+    items: list[dict[str, Any]] = made.store.client.scan(TableName=made.store.table_name, ConsistentRead=True)["Items"]
+    return items
+
+
+def add_attribute(made: Made, name: str, value: dict[str, Any]) -> None:
+    """What an operator, or a newer version of this library, might add to the only item."""
+    (item,) = raw_items(made)
+    described = made.store.client.describe_table(TableName=made.store.table_name)
+    key_names = [key["AttributeName"] for key in described["Table"]["KeySchema"]]
+    made.store.client.update_item(
+        TableName=made.store.table_name,
+        Key={name: item[name] for name in key_names},
+        UpdateExpression="SET #name = :value",
+        ExpressionAttributeNames={"#name": name},
+        ExpressionAttributeValues={":value": value},
+    )
+
+
+@on_every_table
+def test_unknown_attributes_survive_renewal_and_completion(verbs: Verbs, made: Made) -> None:
+    granted = verbs.claim(verbs.offer(KEY, "a"))
+    add_attribute(made, "note", {"S": "looked at by ops"})
+
+    verbs.renew(verbs.renewed(granted, lease_ms=2_000))
+    verbs.complete(verbs.completed(granted, '"A"'))
+
+    (item,) = raw_items(made)
+    assert item["note"] == {"S": "looked at by ops"}
+    assert verbs.fetch(KEY).response_data == '"A"'
+
+
+@on_every_table
+def test_unknown_attributes_go_with_the_next_claim(verbs: Verbs, made: Made, clock: FakeClock) -> None:
+    verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+    add_attribute(made, "note", {"S": "looked at by ops"})
+    clock.advance(ms=1_001)
+
+    verbs.claim(verbs.offer(KEY, "b"))
+
+    (item,) = raw_items(made)
+    assert "note" not in item
+
+
+@pytest.mark.parametrize(
+    ("made", "names"),
+    [pytest.param(*param.values, NAMES[param.id], id=param.id, marks=param.marks) for param in TABLES],
+    indirect=["made"],
+)
+def test_each_of_the_stores_names_is_used_and_no_other(verbs: Verbs, made: Made, names: set[str]) -> None:
+    granted = verbs.claim(verbs.offer(KEY, "a", payload_hash="h", holder="request-1"))
+    verbs.complete(verbs.completed(granted, '"A"'))
+
+    (item,) = raw_items(made)
+
+    assert item.keys() == names
+
+
+@on_every_table
+@pytest.mark.parametrize("size", [400 * 1024 + 1, 400 * 1024 - 20], ids=["result alone", "with the other attributes"])
+def test_a_result_that_exceeds_an_item_leaves_the_claim_as_it_is(verbs: Verbs, peek: Peek, size: int) -> None:
+    granted = verbs.claim(verbs.offer(KEY, "a", payload_hash="h"))
+    before = peek(KEY)
+
+    with pytest.raises(IdempotencyResultNotKeptError):
+        verbs.complete(verbs.completed(granted, '"' + "x" * (size - 2) + '"'))
+
+    assert peek(KEY) == before
+    verbs.complete(verbs.without_result(granted))
+    assert peek(KEY)["result_not_kept"] is True
+
+
+@on_every_table
+def test_a_result_of_many_bytes_per_character_that_exceeds_an_item_leaves_the_claim_as_it_is(verbs: Verbs, peek: Peek) -> None:
+    granted = verbs.claim(verbs.offer(KEY, "a"))
+    before = peek(KEY)
+
+    with pytest.raises(IdempotencyResultNotKeptError):
+        verbs.complete(verbs.completed(granted, '"' + "日" * 200_000 + '"'))
+
+    assert peek(KEY) == before
+
+
+@on_every_table
+def test_a_result_just_within_an_item_is_kept(verbs: Verbs, peek: Peek) -> None:
+    data = '"' + "x" * 400_000 + '"'
+
+    verbs.complete(verbs.completed(verbs.claim(verbs.offer(KEY, "a")), data))
+
+    assert peek(KEY)["data"] == data
+
+
+@on_every_table
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        ("claim", "Failed to save in progress record to idempotency store"),
+        ("fetch", "Failed to get record from idempotency store"),
+        ("complete", "Failed to update record state to success in idempotency store"),
+        ("release", "Failed to delete record from idempotency store"),
+        ("renew", "Failed to renew the lease in the idempotency store"),
+    ],
+)
+def test_the_services_error_is_named_and_chained(verbs: Verbs, made: Made, verb: str, message: str) -> None:
+    granted = verbs.claim(verbs.offer(KEY, "a"))
+    arguments = {
+        "claim": granted,
+        "fetch": KEY,
+        "complete": verbs.completed(granted, '"A"'),
+        "release": granted,
+        "renew": granted,
+    }
+    made.store.table_name = "no-such-table"
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as failure:
+        getattr(verbs, verb)(arguments[verb])
+
+    cause = failure.value.__cause__
+    assert isinstance(cause, ClientError)
+    assert cause.response["Error"]["Code"] == "ResourceNotFoundException"
+    assert str(failure.value) == f"{message} - ({cause})"
+
+
+@on_every_table
+def test_an_item_that_is_no_record_fails_the_claim_and_stays(verbs: Verbs, made: Made) -> None:
+    verbs.claim(verbs.offer(KEY, "a"))
+    status_attr = ODD_NAMES["status_attr"] if ODD_NAMES["status_attr"] in raw_items(made)[0] else "status"
+    add_attribute(made, status_attr, {"N": "7"})
+    before = raw_items(made)
+
+    with pytest.raises(IdempotencyPersistenceLayerError, match="no idempotency record"):
+        verbs.claim(verbs.offer(KEY, "b"))
+
+    assert raw_items(made) == before
+
+
+@on_every_table
+def test_a_fraction_of_a_second_in_another_writers_expiry_is_read(verbs: Verbs, made: Made, clock: FakeClock) -> None:
+    granted = verbs.claim(verbs.offer(KEY, "a"))
+    verbs.complete(verbs.completed(granted, '"A"'))
+    expiry_attr = "ttl" if "ttl" in raw_items(made)[0] else "expiration"
+    end_s = clock.now_ms // 1000 + 5
+    add_attribute(made, expiry_attr, {"N": f"{end_s}.75"})
+
+    with pytest.raises(IdempotencyItemAlreadyExistsError) as refused:
+        verbs.claim(verbs.offer(KEY, "b"))
+
+    assert refused.value.old_data_record.expiry_timestamp == end_s
+    clock.now_ms = (end_s + 1) * 1000
+    assert verbs.claim(verbs.offer(KEY, "b")).generation == 2
+
+
+@on_a_composite_table
+def test_stores_of_different_static_partitions_share_a_table(verbs: Verbs, made: Made) -> None:
+    other = DynamoDBPersistenceLayer(
+        made.store.table_name, boto3_client=made.store.client, sort_key_attr="sk", static_pk_value="idempotency#refunds"
+    )
+    other.clock_ms = made.store.clock_ms
+    verbs.claim(verbs.offer(KEY, "a"))
+
+    other.claim(verbs.offer(KEY, "b"))
+
+    assert {item["owner_token"]["S"] for item in raw_items(made)} == {"a", "b"}

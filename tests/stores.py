@@ -1,0 +1,125 @@
+"""Every store that the library ships, as the suites see it.  A new backend is one more factory here and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from boto3.dynamodb.types import TypeDeserializer
+from engines.tables import client_for, create_table
+
+from idempotency import DynamoDBPersistenceLayer, InMemoryPersistenceLayer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from doubles import FakeClock
+
+    from persistence.base import BasePersistenceLayer
+
+    Peek = Callable[[str], dict[str, Any] | None]
+
+
+@dataclass
+class Made:
+    """A fresh store on a fake clock, and *peek*: the raw record by the idempotency key, read without the store.
+
+    What `peek` returns has Powertools' default attribute names, whatever those of the store; None if there is no record.
+    """
+
+    store: BasePersistenceLayer
+    peek: Peek
+
+
+def memory(clock: FakeClock, _endpoint: str) -> Made:
+    store = InMemoryPersistenceLayer(clock_ms=clock)
+    store.sleep_ms = clock.sleep_ms
+
+    def peek(key: str) -> dict[str, Any] | None:
+        record = store._records.get(key)
+        if record is None:
+            return None
+        raw = {
+            "id": record.idempotency_key,
+            "status": record.stored_status,
+            "expiration": record.expiry_timestamp,
+            "in_progress_expiration": record.in_progress_expiry_timestamp,
+            "data": record.response_data or None,
+            "validation": record.payload_hash or None,
+            "owner_token": record.owner_token or None,
+            "generation": record.generation,
+            "holder": record.holder or None,
+            "result_not_kept": None if record.result_kept else True,
+        }
+        return {name: value for name, value in raw.items() if value is not None}
+
+    return Made(store, peek)
+
+
+#: Names that need placeholders: a reserved word, a dot, a leading digit.
+ODD_NAMES = {
+    "key_attr": "key",
+    "expiry_attr": "ttl",
+    "in_progress_expiry_attr": "lease.end",
+    "status_attr": "state",
+    "data_attr": "0data",
+    "validation_key_attr": "hash",
+    "owner_token_attr": "owner",
+    "generation_attr": "counter",
+    "holder_attr": "by",
+    "result_not_kept_attr": "lost",
+}
+DEFAULT_NAMES = {
+    "key_attr": "id",
+    "expiry_attr": "expiration",
+    "in_progress_expiry_attr": "in_progress_expiration",
+    "status_attr": "status",
+    "data_attr": "data",
+    "validation_key_attr": "validation",
+    "owner_token_attr": "owner_token",
+    "generation_attr": "generation",
+    "holder_attr": "holder",
+    "result_not_kept_attr": "result_not_kept",
+}
+
+
+def dynamodb(clock: FakeClock, endpoint: str, **options: Any) -> Made:
+    """A DynamoDB store on a table of its own."""
+    client = client_for(endpoint)
+    key_attr, sort_key_attr = options.get("key_attr", "id"), options.get("sort_key_attr")
+    table = create_table(client, key_attr=key_attr, sort_key_attr=sort_key_attr)
+    store = DynamoDBPersistenceLayer(table, boto3_client=client, **options)
+    store.clock_ms = clock
+    store.sleep_ms = clock.sleep_ms
+
+    def peek(key: str) -> dict[str, Any] | None:
+        primary = {key_attr: {"S": key}}
+        if sort_key_attr:
+            primary = {key_attr: {"S": options["static_pk_value"]}, sort_key_attr: {"S": key}}
+        item = client.get_item(TableName=table, Key=primary, ConsistentRead=True).get("Item")
+        if item is None:
+            return None
+        plain = TypeDeserializer().deserialize({"M": item})
+        names = {options.get(option, default): default for option, default in DEFAULT_NAMES.items()}
+        return {names.get(name, name): int(value) if hasattr(value, "as_tuple") else value for name, value in plain.items()}
+
+    return Made(store, peek)
+
+
+def dynamodb_odd_names(clock: FakeClock, endpoint: str) -> Made:
+    return dynamodb(clock, endpoint, **ODD_NAMES)
+
+
+def dynamodb_composite(clock: FakeClock, endpoint: str) -> Made:
+    return dynamodb(clock, endpoint, sort_key_attr="sk", static_pk_value="idempotency#payments")
+
+
+#: (factory, the fixture that gives its endpoint)
+STORES = [
+    pytest.param((memory, None), id="memory"),
+    pytest.param((dynamodb, "dynamodb_local"), id="dynamodb", marks=pytest.mark.dynamodb_local),
+    pytest.param((dynamodb_odd_names, "dynamodb_local"), id="dynamodb-odd-names", marks=pytest.mark.dynamodb_local),
+    pytest.param((dynamodb_composite, "dynamodb_local"), id="dynamodb-composite", marks=pytest.mark.dynamodb_local),
+    pytest.param((dynamodb, "moto_server"), id="moto", marks=pytest.mark.moto),
+]

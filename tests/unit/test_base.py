@@ -1,0 +1,464 @@
+"""The verbs over the hooks, for sync and async stores alike."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from doubles import START_MS, FakeClock
+
+from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, CallSettings, call_settings
+from persistence.datarecord import DataRecord
+from persistence.exceptions import (
+    IdempotencyInvalidStatusError,
+    IdempotencyItemAlreadyExistsError,
+    IdempotencyItemNotFoundError,
+    IdempotencyKeyError,
+    IdempotencyLeaseLostError,
+    IdempotencyPersistenceLayerError,
+    IdempotencyResultNotKeptError,
+    IdempotencyValidationError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXPIRY_S = START_MS // 1000 + 60
+EXPIRED_MS = (EXPIRY_S + 1) * 1000
+OFFER = DataRecord("fn#1", "INPROGRESS", EXPIRY_S, START_MS + 1_000, owner_token="a", generation=1)
+HELD = OFFER.replace(owner_token="b")
+DONE = OFFER.replace(status="COMPLETED", response_data='"result"')
+
+NOT_RUN = "The function was not run; retry the call."
+#: verb -> its argument, what it says when its hook fails, and what the note adds.
+VERBS: dict[str, tuple[Any, str, str]] = {
+    "claim": (OFFER, "Failed to save in progress record to idempotency store", NOT_RUN),
+    "fetch": ("fn#1", "Failed to get record from idempotency store", NOT_RUN),
+    "complete": (
+        DONE,
+        "Failed to update record state to success in idempotency store",
+        "The function ran, but its result is not known to be stored; once its lease has ended, a retry may run it again.",
+    ),
+    "release": (
+        OFFER,
+        "Failed to delete record from idempotency store",
+        "The key stays claimed until the lease ends; a retry before that is refused.",
+    ),
+    "renew": (
+        OFFER,
+        "Failed to renew the lease in the idempotency store",
+        "The renewal is tried again before the lease ends.",
+    ),
+}
+HOOKS = {
+    "claim": "_put_record",
+    "fetch": "_get_record",
+    "complete": "_update_record",
+    "release": "_delete_record",
+    "renew": "_update_record",
+}
+
+
+class Scripted:
+    """What the hooks of a custom store do, and with what they were called."""
+
+    def __init__(self, **answers: object) -> None:
+        self.answers = answers
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.clock_ms: Callable[[], int] = FakeClock()
+
+    def play(self, hook: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.calls.append((hook, args, kwargs))
+        answer = self.answers.get(hook)
+        if isinstance(answer, BaseException) or (isinstance(answer, type) and issubclass(answer, BaseException)):
+            raise answer
+        return answer
+
+
+class SyncStore(Scripted, BasePersistenceLayer):
+    def _put_record(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_put_record", args, kwargs)
+
+    def _get_record(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_get_record", args, kwargs)
+
+    def _update_record(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_update_record", args, kwargs)
+
+    def _delete_record(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_delete_record", args, kwargs)
+
+
+class AsyncStore(Scripted, AsyncBasePersistenceLayer):
+    async def _put_record(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_put_record", args, kwargs)
+
+    async def _get_record(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_get_record", args, kwargs)
+
+    async def _update_record(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_update_record", args, kwargs)
+
+    async def _delete_record(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_delete_record", args, kwargs)
+
+
+KINDS: list[Any] = [pytest.param(SyncStore, id="sync"), pytest.param(AsyncStore, id="async")]
+
+
+def use(store: Any, verb: str, argument: Any = None) -> Any:
+    """Call the verb as the drivers do, and wait for it."""
+    answer = getattr(store, verb)(VERBS[verb][0] if argument is None else argument)
+    return asyncio.run(answer) if isinstance(store, AsyncBasePersistenceLayer) else answer
+
+
+# The hooks are called as documented
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("verb", "hook", "keywords"),
+    [
+        ("claim", "_put_record", {"data_record": OFFER}),
+        ("fetch", "_get_record", {"idempotency_key": "fn#1"}),
+        ("complete", "_update_record", {"data_record": DONE}),
+        ("release", "_delete_record", {"data_record": OFFER}),
+        ("renew", "_update_record", {"data_record": OFFER}),
+    ],
+)
+def test_each_verb_calls_one_hook_once_with_just_the_documented_keyword(
+    kind: Any, verb: str, hook: str, keywords: dict[str, Any]
+) -> None:
+    store = kind()
+
+    use(store, verb)
+
+    assert store.calls == [(hook, (), keywords)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_without_all_four_hooks_cannot_be_made(kind: Any) -> None:
+    base = BasePersistenceLayer if kind is SyncStore else AsyncBasePersistenceLayer
+    incomplete = type("Incomplete", (base,), {"_put_record": lambda *_: None})
+
+    with pytest.raises(TypeError, match="abstract"):
+        incomplete()
+
+
+# Answers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_claim_returns_the_record_that_the_hook_granted(kind: Any) -> None:
+    granted = OFFER.replace(generation=4, took_over=True)
+
+    assert use(kind(_put_record=granted), "claim") is granted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("answer", [None, {"Attributes": {}}, True])
+def test_a_hook_that_returns_no_record_grants_what_was_offered(kind: Any, answer: object) -> None:
+    assert use(kind(_put_record=answer), "claim") is OFFER
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fetch_returns_the_record_that_the_hook_found(kind: Any) -> None:
+    assert use(kind(_get_record=HELD), "fetch") is HELD
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("answer", [IdempotencyItemNotFoundError, IdempotencyItemNotFoundError("gone"), None], ids=repr)
+def test_a_fetch_of_no_record_returns_none(kind: Any, answer: object) -> None:
+    assert use(kind(_get_record=answer), "fetch") is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verb", ["complete", "release", "renew"])
+def test_a_write_returns_nothing_whatever_its_hook_does(kind: Any, verb: str) -> None:
+    assert use(kind(_update_record={"Attributes": {}}, _delete_record={"Attributes": {}}), verb) is None
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("existing", [HELD, DONE], ids=["in progress", "completed"])
+def test_a_refusal_with_its_record_is_passed_on_without_another_request(kind: Any, existing: DataRecord) -> None:
+    store = kind(_put_record=IdempotencyItemAlreadyExistsError(old_data_record=existing))
+
+    with pytest.raises(IdempotencyItemAlreadyExistsError) as raised:
+        use(store, "claim")
+    assert raised.value.old_data_record is existing
+    assert [hook for hook, _, _ in store.calls] == ["_put_record"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("refusal", [IdempotencyItemAlreadyExistsError, IdempotencyItemAlreadyExistsError("m")], ids=repr)
+def test_a_refusal_without_a_record_be_it_a_class_or_an_instance_has_it_fetched(kind: Any, refusal: Any) -> None:
+    store = kind(_put_record=refusal, _get_record=HELD)
+
+    with pytest.raises(IdempotencyItemAlreadyExistsError) as raised:
+        use(store, "claim")
+    assert raised.value.old_data_record is HELD
+    assert store.calls[1:] == [("_get_record", (), {"idempotency_key": "fn#1"})]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refusal_whose_record_has_vanished_says_so_by_none(kind: Any) -> None:
+    store = kind(_put_record=IdempotencyItemAlreadyExistsError, _get_record=IdempotencyItemNotFoundError)
+
+    with pytest.raises(IdempotencyItemAlreadyExistsError) as raised:
+        use(store, "claim")
+    assert raised.value.old_data_record is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refusal_whose_record_cannot_be_read_is_a_failed_read(kind: Any) -> None:
+    trouble = ConnectionError("reset")
+    store = kind(_put_record=IdempotencyItemAlreadyExistsError, _get_record=trouble)
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        use(store, "claim")
+    assert str(raised.value) == "Failed to get record from idempotency store - (reset)"
+    assert raised.value.__cause__ is trouble
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", ["", "PAUSED", "EXPIRED", "completed"])
+def test_a_refusal_by_a_record_of_an_unknown_status_is_a_failed_claim(kind: Any, status: str) -> None:
+    store = kind(_put_record=IdempotencyItemAlreadyExistsError(old_data_record=HELD.replace(status=status)))
+
+    with pytest.raises(
+        IdempotencyPersistenceLayerError, match="^Failed to save in progress record to idempotency store"
+    ) as raised:
+        use(store, "claim")
+    assert raised.value.details == status
+    assert isinstance(raised.value.args[1], IdempotencyInvalidStatusError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("now_ms", "known"), [(EXPIRED_MS - 1, False), (EXPIRED_MS, True)])
+def test_an_expired_record_refuses_whatever_its_status_so_that_it_can_be_claimed_anew(
+    kind: Any, now_ms: int, known: bool
+) -> None:
+    store = kind(_put_record=IdempotencyItemAlreadyExistsError(old_data_record=HELD.replace(status="PAUSED")))
+    store.clock_ms = FakeClock(now_ms)
+
+    with pytest.raises(IdempotencyItemAlreadyExistsError if known else IdempotencyPersistenceLayerError):
+        use(store, "claim")
+
+
+# Failures
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "trouble", [ConnectionError("reset"), KeyError("x"), IdempotencyPersistenceLayerError("m", "d")], ids=repr
+)
+def test_a_failed_hook_is_translated_once_with_its_cause_and_the_key(kind: Any, verb: str, trouble: Exception) -> None:
+    _, message, advice = VERBS[verb]
+    store = kind(**{HOOKS[verb]: trouble})
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        use(store, verb)
+    error = raised.value
+    assert type(error) is IdempotencyPersistenceLayerError
+    assert str(error) == f"{message} - ({trouble})"
+    assert error.args == (message, trouble)
+    assert error.__cause__ is trouble
+    assert error.__notes__ == [f"Idempotency key: fn#1. {advice}"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verb", ["claim", "complete", "release", "renew"])
+def test_the_note_names_the_key_and_not_the_partition_of_a_composite_table(kind: Any, verb: str) -> None:
+    store = kind(**{HOOKS[verb]: ConnectionError("reset")})
+    record = VERBS[verb][0].replace(idempotency_key="payments", sort_key="fn#1")
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        use(store, verb, record)
+    assert raised.value.__notes__[0].startswith("Idempotency key: fn#1. ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, type("Suspended", (BaseException,), {})])
+def test_an_interruption_is_no_failure_of_the_store(kind: Any, verb: str, interruption: type[BaseException]) -> None:
+    store = kind(**{HOOKS[verb]: interruption})
+
+    with pytest.raises(interruption):
+        use(store, verb)
+
+
+#: What a hook may say to the library, by the verb that it may say it to.
+ANSWERS: list[Any] = [
+    ("claim", IdempotencyKeyError("m")),
+    ("claim", IdempotencyValidationError("m")),
+    ("complete", IdempotencyLeaseLostError("m", record=HELD)),
+    ("complete", IdempotencyResultNotKeptError("m")),
+    ("release", IdempotencyLeaseLostError("m", record=HELD)),
+    ("renew", IdempotencyLeaseLostError("m", record=HELD)),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("verb", "answer"), ANSWERS)
+def test_a_hooks_answer_to_the_library_is_passed_on_as_it_is(kind: Any, verb: str, answer: Exception) -> None:
+    store = kind(**{HOOKS[verb]: answer})
+
+    with pytest.raises(type(answer)) as raised:
+        use(store, verb)
+    assert raised.value is answer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("verb", "stray"),
+    [
+        ("claim", IdempotencyLeaseLostError("m")),
+        ("fetch", IdempotencyItemAlreadyExistsError("m")),
+        ("fetch", IdempotencyLeaseLostError("m")),
+        ("complete", IdempotencyItemAlreadyExistsError("m")),
+        ("release", IdempotencyItemAlreadyExistsError("m")),
+        ("renew", IdempotencyItemAlreadyExistsError("m")),
+    ],
+)
+def test_an_answer_that_makes_no_sense_for_the_verb_is_a_failure_of_the_store(kind: Any, verb: str, stray: Exception) -> None:
+    """A custom layer's conditional update may refuse with the claim's error; Powertools wraps that, too."""
+    store = kind(**{HOOKS[verb]: stray})
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        use(store, verb)
+    assert raised.value.__cause__ is stray
+    assert raised.value.message == VERBS[verb][1]
+
+
+# The running call's configuration, for hooks that read it from their store
+
+SETTINGS = CallSettings("fn", "body.id", True, True, 120, True, hashlib.sha256)
+DEFAULTS = {
+    "function_name": "",
+    "event_key_jmespath": "",
+    "payload_validation_enabled": False,
+    "raise_on_no_idempotency_key": False,
+    "expires_after_seconds": 3600,
+    "use_local_cache": False,
+    "hash_function": hashlib.md5,
+}
+
+
+class LateStore(SyncStore):
+    """Never calls the constructor of its base."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class LateAsyncStore(AsyncStore):
+    def __init__(self) -> None:
+        pass
+
+
+LATE_KINDS: list[Any] = [*KINDS, pytest.param(LateStore, id="late-sync"), pytest.param(LateAsyncStore, id="late-async")]
+
+
+@pytest.mark.parametrize("kind", LATE_KINDS)
+def test_outside_a_call_a_store_reads_powertools_defaults(kind: Any) -> None:
+    store = kind()
+
+    assert {name: getattr(store, name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize("kind", LATE_KINDS)
+def test_inside_a_call_a_store_reads_the_calls_configuration(kind: Any) -> None:
+    store = kind()
+
+    def call() -> dict[str, object]:
+        call_settings.set(SETTINGS)
+        return {name: getattr(store, name) for name in DEFAULTS}
+
+    assert copy_context().run(call) == SETTINGS._asdict()
+    assert store.function_name == ""
+
+
+@pytest.mark.parametrize("kind", LATE_KINDS)
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_subclass_may_assign_its_own_setting_without_touching_another_stores(kind: Any, name: str) -> None:
+    store, other = kind(), kind()
+
+    setattr(store, name, "mine")
+
+    assert getattr(store, name) == "mine"
+    assert getattr(other, name) == DEFAULTS[name]
+
+
+def test_the_hash_function_of_the_call_is_a_function_and_no_method() -> None:
+    assert SyncStore().hash_function(b"x").hexdigest() == hashlib.md5(b"x").hexdigest()
+
+
+@pytest.mark.parametrize("kind", LATE_KINDS)
+def test_a_custom_store_claims_no_abilities_and_has_a_clock(kind: Any) -> None:
+    store = kind()
+
+    assert store.supports_leases is False
+    assert isinstance(store.clock_ms(), int)
+
+
+def test_a_verb_works_in_a_store_that_never_called_its_bases_constructor() -> None:
+    class Minimal(BasePersistenceLayer):
+        def __init__(self) -> None:
+            self.records: dict[str, DataRecord] = {}
+
+        def _put_record(self, data_record: DataRecord) -> None:
+            if data_record.idempotency_key in self.records:
+                raise IdempotencyItemAlreadyExistsError
+            self.records[data_record.idempotency_key] = data_record
+
+        def _get_record(self, idempotency_key: str) -> DataRecord:
+            return self.records[idempotency_key]
+
+        def _update_record(self, data_record: DataRecord) -> None:
+            self.records[data_record.idempotency_key] = data_record
+
+        def _delete_record(self, data_record: DataRecord) -> None:
+            del self.records[data_record.idempotency_key]
+
+    store = Minimal()
+    granted = store.claim(OFFER)
+
+    with pytest.raises(IdempotencyItemAlreadyExistsError) as refused:
+        store.claim(HELD)
+    assert refused.value.old_data_record is granted
+    store.complete(DONE)
+    assert store.fetch("fn#1") == DONE
+    store.release(DONE)
+    assert store.records == {}
+
+
+# Sleeping
+
+
+def test_a_sync_store_sleeps_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("persistence.base.time.sleep", slept.append)
+
+    SyncStore().sleep_ms(250)
+
+    assert slept == [0.25]
+
+
+def test_an_async_store_sleeps_milliseconds_without_holding_its_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+
+    asyncio.run(AsyncStore().sleep_ms(250))
+
+    assert slept == [0.25]

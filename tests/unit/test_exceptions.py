@@ -1,0 +1,154 @@
+"""The errors that users catch: their names, texts and pickles."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+import idempotency.exceptions
+from persistence import exceptions
+from persistence.datarecord import DataRecord
+from persistence.exceptions import (
+    BaseError,
+    IdempotencyAlreadyInProgressError,
+    IdempotencyItemAlreadyExistsError,
+    IdempotencyLeaseLostError,
+    IdempotencyOrphanedError,
+    IdempotencyPersistenceLayerError,
+    IdempotencyResultNotKeptError,
+)
+
+POWERTOOLS_NAMES = [
+    "IdempotencyAlreadyInProgressError",
+    "IdempotencyInconsistentStateError",
+    "IdempotencyInvalidStatusError",
+    "IdempotencyItemAlreadyExistsError",
+    "IdempotencyItemNotFoundError",
+    "IdempotencyKeyError",
+    "IdempotencyModelTypeError",
+    "IdempotencyNoSerializationModelError",
+    "IdempotencyPersistenceConfigError",
+    "IdempotencyPersistenceConnectionError",
+    "IdempotencyPersistenceConsistencyError",
+    "IdempotencyPersistenceLayerError",
+    "IdempotencyValidationError",
+]
+OWN = {
+    IdempotencyLeaseLostError: IdempotencyPersistenceLayerError,
+    IdempotencyResultNotKeptError: IdempotencyPersistenceLayerError,
+    IdempotencyOrphanedError: IdempotencyAlreadyInProgressError,
+}
+EVERY_ERROR: list[type[BaseError]] = [BaseError, *(getattr(exceptions, name) for name in POWERTOOLS_NAMES), *OWN]
+RECORD = DataRecord("fn#1", "INPROGRESS", 1_800_000_000, 1_800_000_000_250, '"secret"', "hash", holder="request-1", generation=2)
+WITH_RECORD: list[tuple[type[BaseError], str]] = [
+    (IdempotencyItemAlreadyExistsError, "old_data_record"),
+    (IdempotencyAlreadyInProgressError, "record"),
+    (IdempotencyLeaseLostError, "record"),
+    (IdempotencyOrphanedError, "record"),
+]
+
+
+@pytest.mark.parametrize("name", POWERTOOLS_NAMES)
+def test_each_of_the_thirteen_known_errors_is_a_direct_child_of_the_root(name: str) -> None:
+    assert getattr(exceptions, name).__bases__ == (BaseError,)
+
+
+def test_there_are_thirteen_known_errors_and_three_of_our_own() -> None:
+    defined = {
+        name for name, value in vars(exceptions).items() if isinstance(value, type) and value.__module__ == exceptions.__name__
+    }
+
+    assert defined == {"BaseError", *POWERTOOLS_NAMES, *(own.__name__ for own in OWN)}
+
+
+@pytest.mark.parametrize(("own", "known"), OWN.items())
+def test_our_own_errors_are_caught_by_who_catches_the_known_ones(own: type[BaseError], known: type[BaseError]) -> None:
+    assert own.__bases__ == (known,)
+
+
+def test_the_root_is_an_exception_and_nothing_else() -> None:
+    assert BaseError.__bases__ == (Exception,)
+
+
+def test_users_find_every_error_in_the_package_that_they_import() -> None:
+    assert set(idempotency.exceptions.__all__) == {error.__name__ for error in EVERY_ERROR}
+    for error in EVERY_ERROR:
+        assert getattr(idempotency.exceptions, error.__name__) is error
+
+
+@pytest.mark.parametrize("error", EVERY_ERROR)
+@pytest.mark.parametrize(
+    ("args", "message", "details", "text"),
+    [
+        ((), "", None, ""),
+        (("m",), "m", None, "m"),
+        (("m", "d"), "m", "d", "m - (d)"),
+        (("m", "d", "e"), "m", "de", "m - (de)"),
+        (("m", ValueError("v")), "m", "v", "m - (v)"),
+        (("m", ""), "m", "", "m"),
+        (("m", None), "m", "None", "m - (None)"),
+        (("", "d"), "", "d", ""),
+        ((ValueError("v"),), "v", None, "v"),
+        ((None,), "None", None, "None"),
+    ],
+)
+def test_the_first_argument_is_the_message_and_the_others_are_details(
+    error: type[BaseError], args: tuple[Any, ...], message: str, details: str | None, text: str
+) -> None:
+    raised = error(*args)
+
+    assert (raised.message, raised.details, str(raised)) == (message, details, text)
+    assert raised.args == args
+
+
+@pytest.mark.parametrize("error", EVERY_ERROR)
+@pytest.mark.parametrize("args", [(), ("m",), ("m", "d"), ("m", ValueError("v"))])
+def test_every_error_survives_pickling(error: type[BaseError], args: tuple[Any, ...]) -> None:
+    raised = error(*args)
+    raised.add_note("Idempotency key: fn#1")
+
+    loaded = pickle.loads(pickle.dumps(raised))
+
+    assert type(loaded) is error
+    assert (loaded.message, loaded.details, str(loaded)) == (raised.message, raised.details, str(raised))
+    assert [repr(arg) for arg in loaded.args] == [repr(arg) for arg in args]
+    assert loaded.__notes__ == ["Idempotency key: fn#1"]
+
+
+def test_an_error_with_the_services_error_for_its_details_survives_pickling() -> None:
+    cause = ClientError({"Error": {"Code": "ThrottlingException", "Message": "slow down"}}, "PutItem")
+
+    loaded = pickle.loads(pickle.dumps(IdempotencyPersistenceLayerError("failed", cause)))
+
+    assert loaded.details == str(cause)
+    assert loaded.args[1].response == cause.response
+
+
+@pytest.mark.parametrize(("error", "attribute"), WITH_RECORD)
+@pytest.mark.parametrize("args", [(), ("m",), ("m", "d")])
+def test_an_error_keeps_its_record_when_pickled_and_copied(error: type[BaseError], attribute: str, args: tuple[str, ...]) -> None:
+    raised = error(*args, **{attribute: RECORD})
+
+    for twin in (pickle.loads(pickle.dumps(raised)), copy.copy(raised), copy.deepcopy(raised)):
+        assert getattr(twin, attribute) == RECORD
+        assert str(twin) == str(raised)
+        assert twin.args == args
+
+
+@pytest.mark.parametrize(("error", "attribute"), WITH_RECORD)
+def test_an_error_without_a_record_says_none(error: type[BaseError], attribute: str) -> None:
+    assert getattr(error("m"), attribute) is None
+
+
+@pytest.mark.parametrize(
+    ("args", "text"), [((), f" from [{RECORD}]"), (("m",), f"m from [{RECORD}]"), (("m", "d"), f"m - (d) from [{RECORD}]")]
+)
+def test_a_refusal_shows_the_record_that_holds_the_key_but_not_its_result(args: tuple[str, ...], text: str) -> None:
+    error = IdempotencyItemAlreadyExistsError(*args, old_data_record=RECORD)
+
+    assert str(error) == text
+    assert "secret" not in str(error)

@@ -1,0 +1,202 @@
+"""A sync store, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from doubles import START_MS, FakeClock
+
+from persistence.base import BasePersistenceLayer
+from persistence.datarecord import DataRecord
+from persistence.exceptions import IdempotencyItemAlreadyExistsError, IdempotencyLeaseLostError, IdempotencyPersistenceLayerError
+from persistence.memory import InMemoryPersistenceLayer
+from persistence.threaded import WORKERS, ThreadedPersistenceLayer
+
+OFFER = DataRecord("fn#1", "INPROGRESS", START_MS // 1000 + 60, START_MS + 1_000, owner_token="a", generation=1)
+DONE = OFFER.replace(status="COMPLETED", response_data='"result"')
+
+caller: ContextVar[str] = ContextVar("caller", default="nobody")
+
+
+class Recording(BasePersistenceLayer):
+    """Notes with what, where and in whose context its hooks are called."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+        self.threads: set[str] = set()
+        self.callers: set[str] = set()
+
+    def note(self, hook: str, **keywords: Any) -> None:
+        self.seen.append((hook, keywords))
+        self.threads.add(threading.current_thread().name)
+        self.callers.add(caller.get())
+
+    def _put_record(self, data_record: DataRecord) -> None:
+        self.note("_put_record", data_record=data_record)
+
+    def _get_record(self, idempotency_key: str) -> DataRecord:
+        self.note("_get_record", idempotency_key=idempotency_key)
+        return DONE
+
+    def _update_record(self, data_record: DataRecord) -> None:
+        self.note("_update_record", data_record=data_record)
+
+    def _delete_record(self, data_record: DataRecord) -> None:
+        self.note("_delete_record", data_record=data_record)
+
+
+def test_the_awaited_verbs_do_what_the_wrapped_store_does(clock: FakeClock) -> None:
+    wrapped = InMemoryPersistenceLayer(clock_ms=clock)
+    store = ThreadedPersistenceLayer(wrapped)
+
+    async def story() -> None:
+        granted = await store.claim(OFFER)
+        with pytest.raises(IdempotencyItemAlreadyExistsError) as refused:
+            await store.claim(OFFER.replace(owner_token="b"))
+        assert refused.value.old_data_record == granted
+        await store.renew(granted.replace(in_progress_expiry_timestamp=START_MS + 2_000))
+        await store.complete(DONE)
+        with pytest.raises(IdempotencyLeaseLostError):
+            await store.release(granted)
+        assert await store.fetch("fn#1") == DONE
+        assert await store.fetch("fn#2") is None
+
+    asyncio.run(story())
+
+
+def test_each_hook_runs_in_a_worker_thread_in_the_callers_context() -> None:
+    wrapped = Recording()
+    store = ThreadedPersistenceLayer(wrapped)
+
+    async def story() -> None:
+        caller.set("story")
+        assert await store.claim(OFFER) is OFFER
+        assert await store.fetch("fn#1") is DONE
+        await store.complete(DONE)
+        await store.release(OFFER)
+
+    asyncio.run(story())
+
+    assert wrapped.seen == [
+        ("_put_record", {"data_record": OFFER}),
+        ("_get_record", {"idempotency_key": "fn#1"}),
+        ("_update_record", {"data_record": DONE}),
+        ("_delete_record", {"data_record": OFFER}),
+    ]
+    assert all(name.startswith("idempotency-store") for name in wrapped.threads)
+    assert wrapped.callers == {"story"}
+
+
+def test_a_failure_in_the_thread_is_translated_once() -> None:
+    trouble = ConnectionError("reset")
+
+    class Failing(Recording):
+        def _put_record(self, data_record: DataRecord) -> None:
+            raise trouble
+
+    store = ThreadedPersistenceLayer(Failing())
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        asyncio.run(store.claim(OFFER))
+    assert str(raised.value) == "Failed to save in progress record to idempotency store - (reset)"
+    assert raised.value.__cause__ is trouble
+
+
+@pytest.mark.parametrize("supports_leases", [True, False])
+def test_it_has_the_abilities_and_the_clock_of_the_wrapped_store(supports_leases: bool, clock: FakeClock) -> None:
+    wrapped = Recording()
+    wrapped.supports_leases = supports_leases
+    wrapped.clock_ms = clock
+
+    store = ThreadedPersistenceLayer(wrapped)
+    clock.advance(ms=5)
+
+    assert store.supports_leases is supports_leases
+    assert store.clock_ms() == START_MS + 5
+    assert store.store is wrapped
+
+
+def test_a_hook_that_has_begun_is_finished_although_its_caller_was_cancelled() -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Recording):
+        def _update_record(self, data_record: DataRecord) -> None:
+            begun.set()
+            may_end.wait(timeout=10)
+            ended.set()
+
+    store = ThreadedPersistenceLayer(Slow())
+
+    async def story() -> None:
+        completing = asyncio.ensure_future(store.complete(DONE))
+        await asyncio.to_thread(begun.wait, 10)
+        completing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await completing
+        may_end.set()
+
+    asyncio.run(story())
+
+    assert ended.wait(timeout=10)
+
+
+@pytest.mark.parametrize("trouble", [None, ConnectionError("reset")], ids=["well", "badly"])
+def test_a_release_in_the_background_tells_nobody_how_it_went(trouble: Exception | None, clock: FakeClock) -> None:
+    """For a caller that can no longer wait, not even for a loop."""
+    released = threading.Event()
+
+    class Deleting(InMemoryPersistenceLayer):
+        def _delete_record(self, data_record: DataRecord) -> None:
+            try:
+                if trouble is not None:
+                    raise trouble
+                super()._delete_record(data_record)
+            finally:
+                released.set()
+
+    wrapped = Deleting(clock_ms=clock)
+    granted = wrapped.claim(OFFER)
+
+    ThreadedPersistenceLayer(wrapped).release_in_background(granted)
+
+    assert released.wait(timeout=10)
+    assert (wrapped.fetch("fn#1") is None) is (trouble is None)
+
+
+def test_store_calls_do_not_wait_for_the_users_own_blocking_calls() -> None:
+    """The loop's default executor has a handful of workers, and they are the user's."""
+    wrapped = Recording()
+    store = ThreadedPersistenceLayer(wrapped)
+    release = threading.Event()
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        blocking = [loop.run_in_executor(None, release.wait, 10) for _ in range(64)]
+        await store.complete(DONE)
+        release.set()
+        await asyncio.gather(*blocking)
+
+    asyncio.run(story())
+
+    assert wrapped.seen == [("_update_record", {"data_record": DONE})]
+
+
+def test_as_many_store_calls_run_at_once_as_there_are_workers() -> None:
+    barrier = threading.Barrier(WORKERS)
+
+    class Meeting(Recording):
+        def _update_record(self, data_record: DataRecord) -> None:
+            barrier.wait(timeout=10)
+
+    store = ThreadedPersistenceLayer(Meeting())
+
+    async def story() -> None:
+        await asyncio.gather(*[store.complete(DONE) for _ in range(WORKERS)])
+
+    asyncio.run(story())
+
+    assert not barrier.broken
