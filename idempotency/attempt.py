@@ -1,0 +1,74 @@
+"""The running attempt, for the function that it runs."""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar, Token
+from typing import Any
+
+#: uuid5(NAMESPACE_DNS, "lambda-idempotency.downstream").  Fixed for ever: it decides what other services take for a repetition.
+_DOWNSTREAM = "4f5de7d2-9247-5306-b89b-c9c15e1ecd66"
+
+
+class Attempt:
+    """One try at an idempotent call.  Get it with `current_attempt()`.
+
+    A call that runs unprotected, without a key or switched off, has one too, so that a function need not ask: a random key of its
+    own, no token, generation 0.
+
+    Attributes:
+        key: The idempotency key.
+        owner_token: Names this attempt; every write of its record is fenced by it.
+        generation: 1 for the first attempt at the key, one more with each takeover.  Store it with your own resource and reject
+            a smaller one, to fence off an attempt that was superseded while it ran.
+        lease_end_ms: Until when the key is ours, in epoch milliseconds; grows when the lease is renewed.
+    """
+
+    __slots__ = ("generation", "key", "lease_end_ms", "owner_token")
+
+    def __init__(self, key: str, owner_token: str, generation: int, lease_end_ms: int | None) -> None:
+        self.key = key
+        self.owner_token = owner_token
+        self.generation = generation
+        self.lease_end_ms = lease_end_ms
+
+    @classmethod
+    def unprotected(cls) -> Attempt:
+        """The attempt of a call that has no record."""
+        return cls(f"unprotected#{os.urandom(16).hex()}", "", 0, None)
+
+    @property
+    def downstream_key(self) -> str:
+        """A UUID to pass to other services as their idempotency key: the same in every attempt at this key, in every process."""
+        from uuid import UUID, uuid5
+
+        return str(uuid5(UUID(_DOWNSTREAM), self.key))
+
+    def __repr__(self) -> str:
+        return f"Attempt(key={self.key!r}, generation={self.generation}, lease_end_ms={self.lease_end_ms})"
+
+
+running_attempt: ContextVar[Attempt | None] = ContextVar("running_attempt", default=None)
+
+
+def current_attempt() -> Attempt:
+    """The attempt that runs here; of nested idempotent calls, the innermost.
+
+    Raises:
+        RuntimeError: no idempotent call is running in this thread or task.
+    """
+    attempt = running_attempt.get()
+    if attempt is None:
+        raise RuntimeError("current_attempt() was called outside a running idempotent call")
+    return attempt
+
+
+def restore(variable: ContextVar[Any], token: Token[Any]) -> None:
+    """Undo the setting of a context variable.
+
+    Not where a coroutine is closed from another context than it ran in, as the garbage collector does: its own context is gone.
+    """
+    try:
+        variable.reset(token)
+    except ValueError:
+        return

@@ -1,0 +1,366 @@
+"""Perform what `execution` asks for, against a store and a function: the only loops, sync and async.
+
+No decision is taken here.  The one thing that a driver adds: when the caller is torn away (a signal, a cancelled task) while a
+claim is under way, the claim is given up again, so that the next attempt need not wait for its lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from idempotency.attempt import Attempt, restore, running_attempt
+from idempotency.events import notify
+from idempotency.execution import (
+    STORED,
+    Claim,
+    Complete,
+    Effect,
+    Fenced,
+    Fetch,
+    Found,
+    Granted,
+    Notify,
+    Outcome,
+    Plan,
+    Raised,
+    Refused,
+    Release,
+    Renew,
+    Reply,
+    Returned,
+    Run,
+    Unanswered,
+    Unstorable,
+    Wait,
+    execution,
+)
+from idempotency.heartbeat import Watch, heartbeat
+from persistence.exceptions import (
+    IdempotencyItemAlreadyExistsError,
+    IdempotencyLeaseLostError,
+    IdempotencyResultNotKeptError,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from idempotency.events import Observer
+    from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
+    from persistence.datarecord import DataRecord
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+#: The pauses between reads while waiting for another attempt: short at first, since most functions are, then longer.
+FIRST_PAUSE_MS: Final = 50
+LONGEST_PAUSE_MS: Final = 1_000
+
+#: How long an interrupted call tries to give its claim up: a shutdown must not hang on it.
+GIVE_UP_MS: Final = 3_000
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of one function, ready to be driven.
+
+    Attributes:
+        plan: What is fixed for the call.
+        invoke: Calls the function with its arguments; for an async function, returns what is to be awaited.
+        serialize: Turns the function's result into JSON text, or raises.
+        observers: Who is told of events.
+    """
+
+    plan: Plan
+    invoke: Callable[[], Any]
+    serialize: Callable[[Any], str]
+    observers: Sequence[Observer]
+
+
+def drive(call: Call, store: BasePersistenceLayer, cached: Refused | None = None) -> Outcome:
+    """Carry one call out, from its claim to its outcome.  Errors of the store propagate."""
+    performer = _Performer(call, store)
+    steps = execution(call.plan, cached)
+    reply: Reply = None
+    try:
+        while True:
+            try:
+                effect = steps.send(reply)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+            reply = performer.perform(effect)
+    finally:
+        performer.stop_heartbeat()
+
+
+async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused | None = None) -> Outcome:
+    """As `drive`, for an async function."""
+    performer = _AsyncPerformer(call, store)
+    steps = execution(call.plan, cached)
+    reply: Reply = None
+    try:
+        while True:
+            try:
+                effect = steps.send(reply)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+            reply = await performer.perform(effect)
+    finally:
+        performer.stop_heartbeat()
+
+
+class _Watched:
+    """What both performers know of the running call."""
+
+    def __init__(self, call: Call, clock_ms: Callable[[], int]) -> None:
+        self.call = call
+        self.clock_ms = clock_ms
+        self._watch: Watch | None = None
+
+    def stop_heartbeat(self) -> None:
+        if self._watch is not None:
+            heartbeat.forget(self._watch)
+
+    def attempt(self, granted: DataRecord) -> Attempt:
+        return Attempt(self.call.plan.key, granted.owner_token, granted.generation, granted.in_progress_expiry_timestamp)
+
+    def renew_with(self, granted: DataRecord, attempt: Attempt, write: Callable[[DataRecord], object]) -> None:
+        """Have the lease renewed until the call ends, if it is one that is renewed."""
+        plan, clock_ms = self.call.plan, self.clock_ms
+        if plan.lease_ms is None:
+            return
+
+        def renew() -> None:
+            renewed = plan.renewed(granted, clock_ms())
+            write(renewed)
+            attempt.lease_end_ms = renewed.in_progress_expiry_timestamp
+
+        self._watch = heartbeat.watch(plan.key, renew, clock_ms, plan.lease_ms, granted.in_progress_expiry_timestamp)
+
+    def returned(self, value: Any) -> Reply:
+        now_ms = self.clock_ms()
+        try:
+            response_data = self.call.serialize(value)
+        except Exception as error:  # noqa: BLE001 - of the user's serializer; the function has run, so nothing may be raised
+            if _has_not_begun(value):
+                return Raised(_misdeclared(value), now_ms)
+            return Unstorable(error, now_ms)
+        return Returned(value, response_data, now_ms)
+
+    def failed(self, effect: Effect, error: Exception) -> Reply:
+        """What the store's error means as a reply; any other is raised again."""
+        now_ms = self.clock_ms()
+        if isinstance(error, IdempotencyItemAlreadyExistsError):
+            return Refused(error.old_data_record, now_ms)
+        if isinstance(error, IdempotencyLeaseLostError):
+            return Fenced(error.record, now_ms)
+        if isinstance(effect, Complete) and isinstance(error, IdempotencyResultNotKeptError) and effect.record.result_kept:
+            return Unstorable(error, now_ms)
+        if isinstance(effect, Release):
+            return Unanswered(error, now_ms)
+        raise error
+
+
+class _Performer(_Watched):
+    def __init__(self, call: Call, store: BasePersistenceLayer) -> None:
+        super().__init__(call, store.clock_ms)
+        self.store = store
+
+    def perform(self, effect: Effect) -> Reply:
+        try:
+            match effect:
+                case Claim(supersedes):
+                    return self._claim(supersedes)
+                case Run(granted):
+                    return self._run(granted)
+                case Complete(record):
+                    self.store.complete(record)
+                    return STORED
+                case Release(record):
+                    self.store.release(record)
+                    return STORED
+                case Renew(record):
+                    self.store.renew(record)
+                    return STORED
+                case Notify(event):
+                    notify(self.call.observers, event)
+                case Wait(tries, at_most_ms):
+                    self.store.sleep_ms(pause_ms(tries, at_most_ms))
+                case Fetch():
+                    return Found(self.store.fetch(self.call.plan.key), self.clock_ms())
+        except Exception as error:  # noqa: BLE001 - sorted out there
+            return self.failed(effect, error)
+        return None
+
+    def _claim(self, supersedes: DataRecord | None) -> Reply:
+        offer = self.call.plan.offer(supersedes, self.clock_ms())
+        try:
+            return Granted(self.store.claim(offer), self.clock_ms())
+        except Exception:
+            raise
+        except BaseException:  # a signal's; whether the claim was written is unknown
+            if not self.call.plan.outlives_call:
+                self._give_up(offer)
+            raise
+
+    def _give_up(self, offer: DataRecord) -> None:
+        try:
+            self.store.release(offer.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
+        except Exception:
+            logger.debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
+
+    def _run(self, granted: DataRecord) -> Reply:
+        attempt = self.attempt(granted)
+        self.renew_with(granted, attempt, self.store.renew)
+        token = running_attempt.set(attempt)
+        try:
+            value = self.call.invoke()
+        except BaseException as error:  # noqa: BLE001 - every way in which a function can end is a reply
+            return Raised(error, self.clock_ms())
+        finally:
+            restore(running_attempt, token)
+        return self.returned(value)
+
+
+class _AsyncPerformer(_Watched):
+    def __init__(self, call: Call, store: AsyncBasePersistenceLayer) -> None:
+        super().__init__(call, store.clock_ms)
+        self.store = store
+
+    async def perform(self, effect: Effect) -> Reply:
+        try:
+            match effect:
+                case Claim(supersedes):
+                    return await self._claim(supersedes)
+                case Run(granted):
+                    return await self._run(granted)
+                case Complete(record):
+                    await _to_its_end(self.store.complete(record))
+                    return STORED
+                case Release(record):
+                    await _to_its_end(self.store.release(record))
+                    return STORED
+                case Renew(record):
+                    await self.store.renew(record)
+                    return STORED
+                case Notify(event):
+                    notify(self.call.observers, event)
+                case Wait(tries, at_most_ms):
+                    await self.store.sleep_ms(pause_ms(tries, at_most_ms))
+                case Fetch():
+                    return Found(await self.store.fetch(self.call.plan.key), self.clock_ms())
+        except Exception as error:  # noqa: BLE001 - sorted out there
+            return self.failed(effect, error)
+        return None
+
+    async def _claim(self, supersedes: DataRecord | None) -> Reply:
+        import asyncio
+
+        offer = self.call.plan.offer(supersedes, self.clock_ms())
+        claiming = asyncio.ensure_future(self.store.claim(offer))
+        claiming.add_done_callback(_retrieved)
+        try:
+            return Granted(await asyncio.shield(claiming), self.clock_ms())
+        except asyncio.CancelledError:
+            if not self.call.plan.outlives_call:
+                await _to_its_end(self._give_up(claiming, offer))
+            raise
+
+    async def _give_up(self, claiming: asyncio.Task[DataRecord], offer: DataRecord) -> None:
+        import asyncio
+
+        try:
+            async with asyncio.timeout(GIVE_UP_MS / 1000):
+                # Whatever came of it: a refusal may be by our own record, and a failure may have been applied.
+                await asyncio.wait({claiming})
+                await self.store.release(offer)
+        except Exception:
+            logger.debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
+
+    async def _run(self, granted: DataRecord) -> Reply:
+        attempt = self.attempt(granted)
+        self.renew_with(granted, attempt, _writer(self.store))
+        token = running_attempt.set(attempt)
+        try:
+            value = await self.call.invoke()
+        except GeneratorExit:  # this coroutine is being closed, and may not await any more
+            self._release_unawaited(granted)
+            raise
+        except BaseException as error:  # noqa: BLE001 - every way in which a function can end is a reply
+            return Raised(error, self.clock_ms())
+        finally:
+            restore(running_attempt, token)
+        return self.returned(value)
+
+    def _release_unawaited(self, granted: DataRecord) -> None:
+        """Give the claim up in the background, where the store can; else it ends with its lease."""
+        from persistence.threaded import ThreadedPersistenceLayer
+
+        if isinstance(self.store, ThreadedPersistenceLayer):
+            self.store.release_in_background(granted)
+
+
+def pause_ms(tries: int, at_most_ms: int) -> float:
+    """How long to wait before the next read: doubling, jittered by half so that waiters spread out, within the limit."""
+    ceiling = min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** min(tries, 10))
+    return min(random.uniform(ceiling / 2, ceiling), at_most_ms)  # noqa: S311 - jitter, not a secret
+
+
+def _writer(store: AsyncBasePersistenceLayer) -> Callable[[DataRecord], object]:
+    """Renews a lease from the heartbeat's thread."""
+    import asyncio
+
+    from persistence.threaded import ThreadedPersistenceLayer
+
+    if isinstance(store, ThreadedPersistenceLayer):
+        return store.store.renew
+
+    loop = asyncio.get_running_loop()
+    return lambda record: asyncio.run_coroutine_threadsafe(store.renew(record), loop).result(GIVE_UP_MS / 1000)
+
+
+async def _to_its_end(writing: Coroutine[Any, Any, T]) -> T:
+    """Await a write of the record even if the caller is cancelled meanwhile; the cancellation then follows."""
+    import asyncio
+
+    task = asyncio.ensure_future(writing)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:  # noqa: BLE001 - task.result() below raises it
+            break
+    if cancelled is not None:
+        _retrieved(task)
+        raise cancelled
+    return task.result()
+
+
+def _retrieved(task: asyncio.Future[Any]) -> None:
+    """Look at a task's error, so that asyncio does not report it as lost when a cancellation came first."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _has_not_begun(value: Any) -> bool:
+    """Whether the result is a coroutine or generator: the body of the function has not run."""
+    from inspect import isasyncgen, isawaitable, isgenerator
+
+    return isawaitable(value) or isgenerator(value) or isasyncgen(value)
+
+
+def _misdeclared(value: Any) -> TypeError:
+    close = getattr(value, "close", None)
+    if close is not None:
+        close()  # it would otherwise warn that it was never awaited
+    return TypeError(
+        f"The function returned a {type(value).__name__} that has not run yet. Only `async def` functions are awaited: "
+        "decorate the function that does the work"
+    )

@@ -1,0 +1,119 @@
+"""What happens to a key, as values for observers.  An operator counts these; nothing here decides anything."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
+
+#: Why a call was turned away.
+Reason: TypeAlias = Literal["in progress", "orphaned", "payload mismatch", "inconsistent state"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Event:
+    """Every event names the idempotency key (its hash, never the payload), and when it happened by the store's clock."""
+
+    key: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed(_Event):
+    """This call holds the key and is about to run the function."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenOver(_Event):
+    """Besides `Claimed`: the key had been held or used before, by an attempt that never finished or whose result expired."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredOwnWrite(_Event):
+    """Besides `Claimed`: the claim's answer was lost, and the record that refused its repetition was our own."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed(_Event):
+    """A stored result was returned and the function not run."""
+
+    source: Literal["cache", "store"]
+    holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused(_Event):
+    """The call was turned away: another attempt is in progress, or orphaned, or the payload is another."""
+
+    reason: Reason
+    holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waited(_Event):
+    """The call waited for another attempt, which has ended, or has not when the time was up."""
+
+    waited_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed(_Event):
+    """The function ran and its result is stored."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released(_Event):
+    """The function failed and the key is free again; with an *error*, the key stays claimed until the lease ends."""
+
+    generation: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLost(_Event):
+    """The function ran (or failed), and another attempt owns the record.  Effects may have happened twice."""
+
+    generation: int
+    winner_holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultNotKept(_Event):
+    """The function ran and its result could not be stored; retries are refused and do not run it again."""
+
+    generation: int
+    reason: str
+
+
+Event: TypeAlias = (
+    Claimed | TakenOver | RecoveredOwnWrite | Replayed | Refused | Waited | Completed | Released | LeaseLost | ResultNotKept
+)
+
+
+class Observer(Protocol):
+    """Called with each event, in the thread of the call and before it goes on: be quick.  What it raises is logged, no more."""
+
+    def __call__(self, event: Event, /) -> object:
+        """Take note of the event.  What is returned is ignored."""
+
+
+def notify(observers: Sequence[Observer], event: Event) -> None:
+    """Tell every observer; one that raises neither breaks the call nor keeps the event from the others."""
+    for observer in observers:
+        try:
+            observer(event)
+        except Exception:
+            logger.warning("An observer failed at %s of key %s", type(event).__name__, event.key, exc_info=True)

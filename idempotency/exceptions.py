@@ -1,0 +1,41 @@
+"""The errors that users catch.  Their home is beside the stores, which raise most of them."""
+
+from persistence.exceptions import (
+    BaseError,
+    IdempotencyAlreadyInProgressError,
+    IdempotencyInconsistentStateError,
+    IdempotencyInvalidStatusError,
+    IdempotencyItemAlreadyExistsError,
+    IdempotencyItemNotFoundError,
+    IdempotencyKeyError,
+    IdempotencyLeaseLostError,
+    IdempotencyModelTypeError,
+    IdempotencyNoSerializationModelError,
+    IdempotencyOrphanedError,
+    IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceConnectionError,
+    IdempotencyPersistenceConsistencyError,
+    IdempotencyPersistenceLayerError,
+    IdempotencyResultNotKeptError,
+    IdempotencyValidationError,
+)
+
+__all__ = [
+    "BaseError",
+    "IdempotencyAlreadyInProgressError",
+    "IdempotencyInconsistentStateError",
+    "IdempotencyInvalidStatusError",
+    "IdempotencyItemAlreadyExistsError",
+    "IdempotencyItemNotFoundError",
+    "IdempotencyKeyError",
+    "IdempotencyLeaseLostError",
+    "IdempotencyModelTypeError",
+    "IdempotencyNoSerializationModelError",
+    "IdempotencyOrphanedError",
+    "IdempotencyPersistenceConfigError",
+    "IdempotencyPersistenceConnectionError",
+    "IdempotencyPersistenceConsistencyError",
+    "IdempotencyPersistenceLayerError",
+    "IdempotencyResultNotKeptError",
+    "IdempotencyValidationError",
+]

@@ -1,0 +1,604 @@
+"""The state machine of an idempotent call.
+
+Rule 1: whatever decides how a call goes on is here, and nothing here touches the world.
+
+`execution(plan)` is a generator: it yields an *effect*, what it wants done, and is sent a *reply*, what happened.  It returns an
+*outcome*.  A driver performs the effects; a test can play the driver by hand.
+
+    claim the key ── granted ──> run ── returned ──> complete ──> Executed
+        │                         └── raised ────> release ───> Failed
+        └── refused ──> judge ──> Replayed, Rejected, or wait and claim again
+
+Replies are values and never thrown in: an exception thrown into a generator becomes a RuntimeError when it is a user's
+StopIteration, and values make the table testable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum, auto
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+
+from idempotency import events
+from persistence.datarecord import DataRecord, Status
+from persistence.exceptions import (
+    BaseError,
+    IdempotencyAlreadyInProgressError,
+    IdempotencyInconsistentStateError,
+    IdempotencyLeaseLostError,
+    IdempotencyOrphanedError,
+    IdempotencyPersistenceLayerError,
+    IdempotencyResultNotKeptError,
+    IdempotencyValidationError,
+)
+from persistence.rules import (
+    is_claimable,
+    is_completed,
+    is_held_by,
+    is_in_progress,
+    is_orphaned,
+)
+
+#: A claim is repeated when the refusing record aged out before it was judged.  A third time in one call means that the clocks
+#: disagree or the store contradicts itself, and the caller should hear of it.
+MAX_CLAIMS: Final = 3
+
+#: The expiry of a claim that no other attempt may take over, in seconds: a table's TTL must not free the key either.
+NEVER_SECONDS: Final = 10 * 365 * 24 * 60 * 60
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether the error is neither a failure nor an exit: the durable SDK suspends a run by a BaseException of its own."""
+    return not (isinstance(error, Exception) or _is_exit(error))
+
+
+def _is_exit(error: BaseException) -> bool:
+    """Whether the error ends the thread, task or process: the function did not finish and will not."""
+    if isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit)):
+        return True
+    from asyncio import (
+        CancelledError,  # here: whoever raised one has imported it already
+    )
+
+    return isinstance(error, CancelledError)
+
+
+class Plan(NamedTuple):
+    """Everything that is fixed for one call.
+
+    Attributes:
+        key: The idempotency key.
+        payload_hash: Digest of the validated payload, "" without payload validation.
+        owner_token: This attempt's name.
+        lease_ms: The length of a lease that is renewed while the function runs; None if the lease is not renewed.
+        lease_end_ms: When a lease that is not renewed ends, margin included; None, without a renewed lease either, for a store
+            that knows no leases: the key is then held until the claim's expiry.
+        deadline_ms: When the caller is stopped; None if unknown.
+        expires_after_ms: How long the result is replayed.
+        wait_until_ms: Until when another attempt's result is waited for; None to reject at once.
+        takes_over_orphans: Whether an orphan may be run again.
+        resumes: Whether an INPROGRESS record, whoever wrote it, is this very execution's (a durable execution's replay).
+        holder: Request id of the invocation, "" if unknown.
+        key_expression: The JMESPath of the key, for messages.
+        is_observed: Whether events are wanted.
+        outlives_call: Whether the attempt goes on after this call, as a durable execution does: the claim may be older than it.
+        is_suspension: Tells the errors that end the run without ending the attempt, which then keeps its claim.
+    """
+
+    key: str
+    payload_hash: str
+    owner_token: str
+    lease_ms: int | None
+    lease_end_ms: int | None
+    deadline_ms: int | None
+    expires_after_ms: int
+    wait_until_ms: int | None
+    takes_over_orphans: bool
+    resumes: bool
+    holder: str
+    key_expression: str
+    is_observed: bool
+    outlives_call: bool = False
+    is_suspension: Callable[[BaseException], bool] = is_foreign
+
+    def offer(self, supersedes: DataRecord | None, now_ms: int) -> DataRecord:
+        """The record that claims the key from *now_ms* on, superseding the record that was seen to be claimable, if any."""
+        lease_end_ms = self._lease_end_ms(now_ms)
+        return DataRecord(
+            self.key,
+            Status.INPROGRESS.value,
+            self._claim_expiry(now_ms, lease_end_ms),
+            lease_end_ms,
+            payload_hash=self.payload_hash,
+            owner_token=self.owner_token,
+            generation=1 if supersedes is None else supersedes.generation + 1,
+            holder=self.holder,
+            deadline_ms=self.deadline_ms,
+            takes_over_orphans=self.takes_over_orphans,
+            supersedes=None if supersedes is None else supersedes.generation,
+            took_over=supersedes is not None and is_in_progress(supersedes),
+        )
+
+    def renewed(self, granted: DataRecord, now_ms: int) -> DataRecord:
+        """The claim with a lease counted from *now_ms*."""
+        lease_end_ms = self._lease_end_ms(now_ms)
+        expiry = self._claim_expiry(now_ms, lease_end_ms)
+        return granted.replace(in_progress_expiry_timestamp=lease_end_ms, expiry_timestamp=expiry)
+
+    def recovered(self, record: DataRecord) -> DataRecord:
+        """A stored claim that turned out to be ours, as if it had been granted just now."""
+        return record.replace(
+            idempotency_key=self.key, sort_key=None, deadline_ms=self.deadline_ms, payload_hash=self.payload_hash
+        )
+
+    def completed(self, granted: DataRecord, response_data: str, now_ms: int) -> DataRecord:
+        """The record with the result, replayed from *now_ms* until its expiry."""
+        return granted.replace(
+            status=Status.COMPLETED.value,
+            expiry_timestamp=(now_ms + self.expires_after_ms) // 1000,
+            response_data=response_data,
+        )
+
+    def _lease_end_ms(self, now_ms: int) -> int | None:
+        return self.lease_end_ms if self.lease_ms is None else now_ms + self.lease_ms
+
+    def _claim_expiry(self, now_ms: int, lease_end_ms: int | None) -> int:
+        """When a claim's record may be deleted, in seconds: never before its lease ends, because a table's TTL does not ask."""
+        if not self.takes_over_orphans:
+            return now_ms // 1000 + NEVER_SECONDS
+        expiry = (now_ms + self.expires_after_ms) // 1000
+        return expiry if lease_end_ms is None else max(expiry, -(-lease_end_ms // 1000))
+
+
+# Effects
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Offer the store a claim; its lease is counted from before the request is sent, so we believe it ends early, never late.
+
+    *supersedes* is the claimable record that refused an earlier claim of this call.
+    """
+
+    supersedes: DataRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run the function, and serialize what it returns."""
+
+    granted: DataRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Store the result."""
+
+    record: DataRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the key up."""
+
+    record: DataRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Move the lease's end."""
+
+    record: DataRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Sleep a little, with jitter, at most *at_most_ms*; *tries* were made before."""
+
+    tries: int
+    at_most_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read the key's record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Tell the observers."""
+
+    event: events.Event
+
+
+Effect: TypeAlias = Claim | Run | Complete | Release | Renew | Wait | Fetch | Notify
+
+
+# Replies
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """To `Claim`: the key is ours; *now_ms* is the present after the answer, not that of the offer."""
+
+    record: DataRecord
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """To `Claim`: *existing* holds the key; None if it has vanished since."""
+
+    existing: DataRecord | None
+    now_ms: int
+    from_cache: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """To `Run`: the function returned *value*, stored as *response_data*."""
+
+    value: Any = field(repr=False)
+    response_data: str = field(repr=False)
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """To `Run`: the function raised."""
+
+    error: BaseException
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unstorable:
+    """To `Run` and `Complete`: the function ran, and its result cannot be stored."""
+
+    error: Exception
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """To `Complete`, `Release` and `Renew`: done."""
+
+
+STORED: Final = Stored()
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """To `Complete`, `Release` and `Renew`: not done.  The record is another attempt's; *existing* shows it, where known."""
+
+    existing: DataRecord | None
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """To `Release`: the store failed."""
+
+    error: Exception
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """To `Fetch`: the record now, None if there is none."""
+
+    existing: DataRecord | None
+    now_ms: int
+
+
+Reply: TypeAlias = Granted | Refused | Returned | Raised | Unstorable | Stored | Fenced | Unanswered | Found | None
+
+
+# Outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """The function ran now.
+
+    Attributes:
+        value: What it returned.
+        record: The completed record; None if the call ran unprotected.
+    """
+
+    value: Any = field(repr=False)
+    record: DataRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The result is a stored one: the function did not run now, or it ran and another attempt's result stands.
+
+    Attributes:
+        value: The result.
+        record: The record that it comes from.
+    """
+
+    value: Any = field(repr=False)
+    record: DataRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The function raised *error*, which the caller gets unchanged."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The caller gets *error* instead of a result, because of *cause*, where there is one."""
+
+    error: BaseError
+    cause: Exception | None = None
+
+
+Outcome: TypeAlias = Executed | Replayed | Failed | Rejected
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Effect, Reply, T]
+
+
+class Verdict(Enum):
+    """What a refusing record means for us."""
+
+    RUN = auto()
+    RETRY = auto()
+    ORPHANED = auto()
+    PAYLOAD_MISMATCH = auto()
+    REPLAY = auto()
+    IN_PROGRESS = auto()
+
+
+def judge(existing: DataRecord | None, now_ms: int, plan: Plan) -> Verdict:
+    """What the record that refused our claim means; the first rule that matches.
+
+    Our own record, in progress: our claim landed and its answer was lost, so the key is ours.  Claimable: it aged since the
+    refusal; claim again.  Everything else is another attempt's, and the payload is compared before anything is given away.
+    """
+    if existing is None:
+        return Verdict.RETRY
+    if is_in_progress(existing):
+        # Ours but past its lease, it can be taken from us at any moment: claim it again, unless nobody may take it over.
+        is_safe = not plan.takes_over_orphans or not is_orphaned(existing, now_ms)
+        if plan.resumes or (is_held_by(existing, plan.owner_token) and is_safe):
+            return Verdict.RUN
+    if is_claimable(existing, now_ms, takes_over_orphans=plan.takes_over_orphans):
+        return Verdict.RETRY
+    if plan.payload_hash and existing.payload_hash != plan.payload_hash:
+        return Verdict.PAYLOAD_MISMATCH
+    if is_completed(existing):
+        return Verdict.REPLAY
+    return Verdict.ORPHANED if is_orphaned(existing, now_ms) else Verdict.IN_PROGRESS
+
+
+def execution(plan: Plan, cached: Refused | None = None) -> Steps[Outcome]:
+    """One idempotent call.  *cached* is a completed record of the local cache, in the form of a refusal."""
+    granted = yield from _claimed(plan, cached)
+    if not isinstance(granted, DataRecord):
+        return granted
+    ran = yield Run(granted)
+    match ran:
+        case Returned(value, response_data, now_ms):
+            return (yield from _completed(plan, granted, value, response_data, now_ms))
+        case Unstorable(error, now_ms):
+            return (yield from _kept_without_result(plan, granted, error, now_ms))
+        case Raised(error, now_ms):
+            return (yield from _failed(plan, granted, error, now_ms))
+        case _:
+            raise AssertionError(ran)
+
+
+def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]:
+    """Claim the key, waiting for another attempt if that is configured.  Returns the granted record, or how the call ends."""
+    claims = now_ms = 0
+    supersedes: DataRecord | None = None
+    while True:
+        if refused is None:
+            if claims == MAX_CLAIMS:
+                return (yield from _inconsistent(plan, now_ms))
+            claims += 1
+            reply = yield Claim(supersedes)
+            if isinstance(reply, Granted):
+                if plan.lease_ms is not None and is_orphaned(reply.record, reply.now_ms):
+                    supersedes, now_ms = reply.record, reply.now_ms  # the answer took longer than the lease
+                    continue
+                yield from _tell_claimed(plan, reply.record, reply.now_ms)
+                return reply.record
+            refused = _expect(Refused, reply)
+        existing, now_ms = refused.existing, refused.now_ms
+        verdict = judge(existing, now_ms, plan)
+        if existing is None or verdict is Verdict.RETRY:
+            supersedes, refused = existing, None
+        elif verdict is Verdict.RUN:
+            granted = yield from _recovered(plan, existing, now_ms)
+            if isinstance(granted, DataRecord):
+                return granted
+            refused = granted
+        elif verdict is Verdict.IN_PROGRESS and plan.wait_until_ms is not None and now_ms < plan.wait_until_ms:
+            found = yield from _waited(plan, plan.wait_until_ms, now_ms)
+            refused = Refused(found.existing, found.now_ms)
+            claims = 0  # the other attempt ended; claiming again is no sign of a contradiction
+        else:
+            return (yield from _answered(plan, existing, verdict, refused))
+
+
+def _recovered(plan: Plan, existing: DataRecord, now_ms: int) -> Steps[DataRecord | Refused]:
+    """Go on with a claim of ours that is stored already.  Refused if it is lost in this very moment."""
+    granted = plan.recovered(existing)
+    if plan.lease_ms is not None:  # its lease may have run for long: a durable execution's, or that of a slow answer
+        granted = plan.renewed(granted, now_ms)
+        reply = yield Renew(granted)
+        if isinstance(reply, Fenced):
+            return Refused(reply.existing, reply.now_ms)
+    if plan.is_observed:
+        yield Notify(events.RecoveredOwnWrite(key=plan.key, at_ms=now_ms, generation=granted.generation))
+    yield from _tell_claimed(plan, granted, now_ms)
+    return granted
+
+
+def _waited(plan: Plan, until_ms: int, start_ms: int) -> Steps[Found]:
+    """Read the record now and then, until it is no longer another attempt in progress or *until_ms* has come."""
+    found = Found(None, start_ms)
+    tries = 0
+    while found.now_ms < until_ms:
+        yield Wait(tries, until_ms - found.now_ms)
+        found = _expect(Found, (yield Fetch()))
+        tries += 1
+        if judge(found.existing, found.now_ms, plan) is not Verdict.IN_PROGRESS:
+            break
+    if plan.is_observed:
+        yield Notify(events.Waited(key=plan.key, at_ms=found.now_ms, waited_ms=found.now_ms - start_ms))
+    return found
+
+
+def _answered(plan: Plan, existing: DataRecord, verdict: Verdict, refused: Refused) -> Steps[Outcome]:
+    """How the call ends without running the function."""
+    if verdict is Verdict.REPLAY:
+        if not existing.result_kept:
+            return Rejected(_result_not_kept(plan.key))
+        if plan.is_observed:
+            source: Literal["cache", "store"] = "cache" if refused.from_cache else "store"
+            yield Notify(events.Replayed(key=plan.key, at_ms=refused.now_ms, source=source, holder=existing.holder))
+        return Replayed(None, existing)
+    reason, error = _refusal(plan, existing, verdict)
+    if plan.is_observed:
+        yield Notify(events.Refused(key=plan.key, at_ms=refused.now_ms, reason=reason, holder=existing.holder))
+    return Rejected(error)
+
+
+def _refusal(plan: Plan, existing: DataRecord, verdict: Verdict) -> tuple[events.Reason, BaseError]:
+    """Why the call is turned away, and what it is told."""
+    if verdict is Verdict.PAYLOAD_MISMATCH:
+        return "payload mismatch", IdempotencyValidationError("Payload does not match stored record for this event key")
+    if verdict is Verdict.ORPHANED:
+        return "orphaned", _orphaned(plan.key, existing)
+    return "in progress", _in_progress(plan, existing)
+
+
+def _inconsistent(plan: Plan, now_ms: int) -> Steps[Outcome]:
+    if plan.is_observed:
+        yield Notify(events.Refused(key=plan.key, at_ms=now_ms, reason="inconsistent state", holder=""))
+    return Rejected(
+        IdempotencyInconsistentStateError(
+            f"The store refused idempotency key {plan.key} {MAX_CLAIMS} times and showed it free each time: do the clocks agree?"
+        )
+    )
+
+
+def _completed(plan: Plan, granted: DataRecord, value: Any, response_data: str, now_ms: int) -> Steps[Outcome]:
+    record = plan.completed(granted, response_data, now_ms)
+    reply = yield Complete(record)
+    match reply:
+        case Stored():
+            if plan.is_observed:
+                yield Notify(events.Completed(key=plan.key, at_ms=now_ms, generation=granted.generation))
+            return Executed(value, record)
+        case Fenced():
+            return (yield from _lost(plan, granted, reply))
+        case Unstorable(error, now_ms):
+            return (yield from _kept_without_result(plan, granted, error, now_ms))
+        case _:
+            raise AssertionError(reply)
+
+
+def _kept_without_result(plan: Plan, granted: DataRecord, error: Exception, now_ms: int) -> Steps[Outcome]:
+    """The effect has happened: complete the record without a result, so that no retry runs the function again."""
+    record = plan.completed(granted, "", now_ms).replace(result_kept=False)
+    reply = yield Complete(record)
+    if isinstance(reply, Fenced):
+        return (yield from _lost(plan, granted, reply))
+    _expect(Stored, reply)
+    if plan.is_observed:
+        yield Notify(events.ResultNotKept(key=plan.key, at_ms=now_ms, generation=granted.generation, reason=type(error).__name__))
+    return Rejected(_result_not_kept(plan.key, error), error)
+
+
+def _lost(plan: Plan, granted: DataRecord, fenced: Fenced) -> Steps[Outcome]:
+    """Our function ran, and the record is another attempt's: its result is what every caller gets."""
+    existing, now_ms = fenced.existing, fenced.now_ms
+    if existing is None:
+        found = _expect(Found, (yield Fetch()))
+        existing, now_ms = found.existing, found.now_ms
+    if plan.is_observed:
+        winner = "" if existing is None else existing.holder
+        yield Notify(events.LeaseLost(key=plan.key, at_ms=now_ms, generation=granted.generation, winner_holder=winner))
+    if existing is not None and existing.result_kept and judge(existing, now_ms, plan) is Verdict.REPLAY:
+        return Replayed(None, existing)
+    return Rejected(
+        IdempotencyLeaseLostError(
+            f"The function ran, but its lease had ended and another attempt owns idempotency key {plan.key}. "
+            "Retry the call to get that attempt's result",
+            record=existing,
+        )
+    )
+
+
+def _failed(plan: Plan, granted: DataRecord, error: BaseException, now_ms: int) -> Steps[Outcome]:
+    """The function raised: free the key for the next attempt, unless the run is only suspended."""
+    if plan.is_suspension(error):
+        return Failed(error)
+    reply = yield Release(granted)
+    match reply:
+        case Stored():
+            event: events.Event = events.Released(key=plan.key, at_ms=now_ms, generation=granted.generation)
+        case Fenced(existing, now_ms):
+            winner = "" if existing is None else existing.holder
+            event = events.LeaseLost(key=plan.key, at_ms=now_ms, generation=granted.generation, winner_holder=winner)
+        case Unanswered(trouble, now_ms):
+            error.add_note(f"Besides, the claim of idempotency key {plan.key} could not be released: {trouble}")
+            event = events.Released(key=plan.key, at_ms=now_ms, generation=granted.generation, error=type(trouble).__name__)
+        case _:
+            raise AssertionError(reply)
+    if plan.is_observed:
+        yield Notify(event)
+    return Failed(error)
+
+
+def _tell_claimed(plan: Plan, granted: DataRecord, now_ms: int) -> Steps[None]:
+    if not plan.is_observed:
+        return
+    if granted.took_over:
+        yield Notify(events.TakenOver(key=plan.key, at_ms=now_ms, generation=granted.generation))
+    yield Notify(events.Claimed(key=plan.key, at_ms=now_ms, generation=granted.generation))
+
+
+def _in_progress(plan: Plan, existing: DataRecord) -> IdempotencyAlreadyInProgressError:
+    message = f"Execution already in progress with idempotency key: {plan.key_expression}={existing.idempotency_key}"
+    if existing.sort_key is not None:
+        message += f" and sort key: {existing.sort_key}"
+    error = IdempotencyAlreadyInProgressError(message, record=existing)
+    if existing.holder:
+        # A note, because the text is Powertools' own and users compare it.
+        error.add_note(f"Held by request {existing.holder}")
+    return error
+
+
+def _orphaned(key: str, existing: DataRecord) -> IdempotencyOrphanedError:
+    ended_ms = existing.in_progress_expiry_timestamp
+    ended = (existing.expiry_timestamp or 0) if ended_ms is None else ended_ms / 1000
+    since = datetime.fromtimestamp(ended, tz=UTC).isoformat(timespec="milliseconds")
+    return IdempotencyOrphanedError(
+        f"The attempt at idempotency key {key} has not finished, and its lease ended at {since}; it is not run again by itself "
+        "(orphan_takeover=False). Find out whether its effect happened, then delete the record to run it again",
+        record=existing,
+    )
+
+
+def _result_not_kept(key: str, error: Exception | None = None) -> IdempotencyResultNotKeptError:
+    message = f"The function ran for idempotency key {key}, but its result could not be stored; it will not be run again"
+    if isinstance(error, IdempotencyPersistenceLayerError):
+        return IdempotencyResultNotKeptError(message, error)
+    return IdempotencyResultNotKeptError(message, *([type(error).__name__] if error else []))
+
+
+def _expect(kind: type[T], reply: object) -> T:
+    """The reply, which only a driver that breaks the protocol could make another kind."""
+    assert isinstance(reply, kind), reply
+    return reply

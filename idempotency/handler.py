@@ -1,0 +1,374 @@
+"""The wiring of one decorated function: its key, store, driver and serializer.  Nothing is shared with other functions."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+
+from idempotency._json import result_json
+from idempotency.attempt import Attempt, restore, running_attempt
+from idempotency.config import IdempotencyConfig, ambient_lambda_context
+from idempotency.drivers import Call, adrive, drive
+from idempotency.execution import (
+    Executed,
+    Failed,
+    Outcome,
+    Plan,
+    Refused,
+    Rejected,
+    Replayed,
+    is_foreign,
+)
+from idempotency.key import KeyExtractor, SelectionError
+from idempotency.local_cache import LocalCache
+from persistence.base import (
+    CLAIM_FAILED,
+    AsyncBasePersistenceLayer,
+    BasePersistenceLayer,
+    CallSettings,
+    call_deadline_ms,
+    call_settings,
+)
+from persistence.exceptions import (
+    IdempotencyKeyError,
+    IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceLayerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextvars import Token
+
+    from idempotency.config import Deadline
+    from idempotency.serialization.base import BaseIdempotencySerializer
+    from persistence.datarecord import DataRecord
+
+    Store = BasePersistenceLayer | AsyncBasePersistenceLayer
+    _Tokens = tuple[Token[CallSettings], Token[int | None], Token[Deadline | None] | None]
+
+#: Left of a deadline when waiting for another attempt ends, for the error to reach the caller.
+WAIT_RESERVE_MS: Final = 100
+
+
+class Invocation:
+    """What a call knows of the Lambda invocation that it runs in.
+
+    Attributes:
+        context: The Lambda context; None if there is none.
+        is_own: Whether the context was given to this very call, and cannot be a finished invocation's.
+        durable_arn: Of a durable execution, its ARN, "" if it does not tell; else None.
+        is_replay: Whether a durable execution is being continued.
+    """
+
+    __slots__ = ("context", "durable_arn", "is_own", "is_replay")
+
+    def __init__(
+        self, context: Deadline | None, *, is_own: bool = True, durable_arn: str | None = None, is_replay: bool = False
+    ) -> None:
+        self.context = context
+        self.is_own = is_own
+        self.durable_arn = durable_arn
+        self.is_replay = is_replay
+
+    def remaining_ms(self) -> int | None:
+        """Milliseconds until the invocation is stopped, None if unknown.  0 is an answer, and no absence."""
+        if self.context is None:
+            return None
+        remaining_ms = int(self.context.get_remaining_time_in_millis())
+        # A context without time left that was registered earlier belongs to an invocation that is over.
+        return None if remaining_ms <= 0 and not self.is_own else remaining_ms
+
+    @property
+    def holder(self) -> str:
+        """The request id, "" if unknown."""
+        request_id = getattr(self.context, "aws_request_id", "")
+        return request_id if isinstance(request_id, str) else ""
+
+
+class _Wiring:
+    """A function's configuration and store, checked and prepared once."""
+
+    def __init__(self, config: IdempotencyConfig, store: object, *, is_async: bool) -> None:
+        if not isinstance(config, IdempotencyConfig):
+            raise TypeError(f"config must be an IdempotencyConfig, not {type(config).__name__}")
+        self.config = config
+        self.store = _checked_store(store, is_async=is_async)
+        if not config.orphan_takeover and not self.store.supports_leases:
+            raise IdempotencyPersistenceConfigError(
+                f"orphan_takeover=False needs a store that supports leases; {type(store).__name__} does not"
+            )
+        self.extractor = KeyExtractor(
+            event_key_jmespath=config.event_key_jmespath,
+            payload_validation_jmespath=config.payload_validation_jmespath,
+            jmespath_options=config.jmespath_options,
+            hash_function=config.hash_function,
+            require_all_key_fields=config.require_all_key_fields,
+        )
+        self.cache = LocalCache(config.local_cache_max_items) if config.use_local_cache else None
+
+        self._settings = CallSettings()
+
+    def settings(self, function_name: str) -> CallSettings:
+        """The settings under this name, which changes so rarely that the last ones are kept."""
+        if self._settings.function_name != function_name:
+            config = self.config
+            self._settings = CallSettings(
+                function_name,
+                config.event_key_jmespath,
+                bool(config.payload_validation_jmespath),
+                config.raise_on_no_idempotency_key,
+                config.expires_after_seconds,
+                config.use_local_cache,
+                self.extractor.hash_function,
+            )
+        return self._settings
+
+
+class IdempotencyHandler:
+    """Makes calls of one function idempotent.
+
+    Raises:
+        TypeError, ValueError, jmespath.exceptions.ParseError, IdempotencyPersistenceConfigError: the configuration is wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        function_name: str,
+        is_async: bool,
+        persistence_store: Store,
+        config: IdempotencyConfig | None = None,
+        output_serializer: BaseIdempotencySerializer | None = None,
+        key_prefix: str | None = None,
+    ) -> None:
+        self._function_name = function_name
+        self._is_async = is_async
+        self._serializer = output_serializer
+        self._key_prefix = key_prefix
+        self._wiring = _Wiring(config if config is not None else IdempotencyConfig(), persistence_store, is_async=is_async)
+
+    def execute(self, payload: Any, invoke: Callable[[], Any], invocation: Invocation | None = None) -> Executed | Replayed:
+        """Call *invoke* once for the payload's key, or replay its result."""
+        wiring = self._wiring
+        invocation = invocation if invocation is not None else _ambient_invocation(wiring.config)
+        prefix = self._prefix()
+        call = self._call(wiring, prefix, payload, invoke, invocation)
+        if call is None:
+            return self.unprotected(invoke)
+        tokens = _enter(wiring, prefix, invocation, call.plan)
+        try:
+            outcome = drive(call, cast("BasePersistenceLayer", wiring.store), _cached(wiring, call.plan.key))
+            return self._settled(wiring, call.plan.key, outcome)
+        finally:
+            _leave(tokens)
+
+    async def aexecute(
+        self, payload: Any, invoke: Callable[[], Any], invocation: Invocation | None = None
+    ) -> Executed | Replayed:
+        """As `execute`, for an async function: *invoke* returns what is to be awaited."""
+        wiring = self._wiring
+        invocation = invocation if invocation is not None else _ambient_invocation(wiring.config)
+        prefix = self._prefix()
+        call = self._call(wiring, prefix, payload, invoke, invocation)
+        if call is None:
+            return await self.aunprotected(invoke)
+        tokens = _enter(wiring, prefix, invocation, call.plan)
+        try:
+            outcome = await adrive(call, cast("AsyncBasePersistenceLayer", wiring.store), _cached(wiring, call.plan.key))
+            return self._settled(wiring, call.plan.key, outcome)
+        finally:
+            _leave(tokens)
+
+    def unprotected(self, invoke: Callable[[], Any]) -> Executed:
+        """Call *invoke*, come what may: the call has no key, or idempotency is switched off."""
+        token = running_attempt.set(Attempt.unprotected())
+        try:
+            return Executed(invoke(), None)
+        finally:
+            restore(running_attempt, token)
+
+    async def aunprotected(self, invoke: Callable[[], Any]) -> Executed:
+        """As `unprotected`, for an async function."""
+        token = running_attempt.set(Attempt.unprotected())
+        try:
+            return Executed(await invoke(), None)
+        finally:
+            restore(running_attempt, token)
+
+    @contextmanager
+    def override(self, *, persistence_store: Store | None = None, config: IdempotencyConfig | None = None) -> Iterator[None]:
+        """Use another store or configuration inside the `with` block, in all threads.  For tests."""
+        before = self._wiring
+        store = before.store if persistence_store is None else persistence_store
+        self._wiring = _Wiring(before.config if config is None else config, store, is_async=self._is_async)
+        try:
+            yield
+        finally:
+            self._wiring = before
+
+    def _prefix(self) -> str:
+        if self._key_prefix:
+            return self._key_prefix
+        return f"{os.environ.get('AWS_LAMBDA_FUNCTION_NAME', 'test-func')}.{self._function_name}"
+
+    def _call(self, wiring: _Wiring, prefix: str, payload: Any, invoke: Callable[[], Any], invocation: Invocation) -> Call | None:
+        """The call, planned; None if it has no key and runs unprotected."""
+        digest, payload_hash = _digests(wiring, payload)
+        config, store = wiring.config, wiring.store
+        if digest is None:
+            if config.raise_on_no_idempotency_key:
+                raise IdempotencyKeyError("No data found to create a hashed idempotency_key")
+            warnings.warn(
+                "No idempotency key value found. Skipping persistence layer and validation operations. "
+                f"jmespath: {config.event_key_jmespath}",
+                stacklevel=4,
+            )
+            return None
+        now_ms = store.clock_ms()
+        remaining_ms = invocation.remaining_ms()
+        deadline_ms = None if remaining_ms is None else now_ms + remaining_ms
+        lease_ms = lease_end_ms = None
+        if deadline_ms is not None and invocation.durable_arn is None:
+            lease_end_ms = deadline_ms + int(config.lease_margin_seconds * 1000)
+        elif store.supports_leases:
+            lease_ms = int(config.lease_seconds * 1000)
+        plan = Plan(
+            key=f"{prefix}#{digest}",
+            payload_hash=payload_hash,
+            owner_token=_owner_token(invocation, prefix),
+            lease_ms=lease_ms,
+            lease_end_ms=lease_end_ms,
+            deadline_ms=deadline_ms,
+            expires_after_ms=int(config.expires_after_seconds * 1000),
+            wait_until_ms=_wait_until_ms(config, now_ms, deadline_ms),
+            takes_over_orphans=config.orphan_takeover,
+            resumes=invocation.is_replay and not invocation.durable_arn,
+            **_durable_traits(invocation),
+            holder=invocation.holder,
+            key_expression=config.event_key_jmespath,
+            is_observed=bool(config.observers),
+        )
+        return Call(plan, invoke, self._serialized, config.observers)
+
+    def _serialized(self, value: Any) -> str:
+        if self._serializer is not None and value is not None:
+            value = self._serializer.to_dict(value)
+        return result_json(value)
+
+    def _settled(self, wiring: _Wiring, key: str, outcome: Outcome) -> Executed | Replayed:
+        """What the caller gets, an error included."""
+        if isinstance(outcome, Failed):
+            _raise_unchanged(outcome.error)
+        if isinstance(outcome, Rejected):
+            raise outcome.error from outcome.cause
+        if wiring.cache is not None and outcome.record is not None:
+            wiring.cache.put(key, outcome.record)
+        if isinstance(outcome, Executed):
+            return outcome
+        return Replayed(self._replayed_value(wiring, outcome.record), outcome.record)
+
+    def _replayed_value(self, wiring: _Wiring, record: DataRecord) -> Any:
+        value = record.response_json_as_dict()
+        if self._serializer is not None and value is not None:
+            value = self._serializer.from_dict(value)
+        hook = wiring.config.response_hook
+        return value if hook is None else hook(value, record)
+
+
+def _checked_store(store: object, *, is_async: bool) -> Store:
+    if isinstance(store, AsyncBasePersistenceLayer):
+        if not is_async:
+            raise TypeError(f"{type(store).__name__} is an async store: it serves `async def` functions only")
+        return store
+    if not isinstance(store, BasePersistenceLayer):
+        raise TypeError(
+            f"persistence_store must be one of this library's stores (see BasePersistenceLayer), not {type(store).__name__}"
+        )
+    if not is_async:
+        return store
+    from persistence.threaded import ThreadedPersistenceLayer  # here: sync functions do not need asyncio
+
+    return ThreadedPersistenceLayer(store)
+
+
+def _digests(wiring: _Wiring, payload: Any) -> tuple[str | None, str]:
+    try:
+        return wiring.extractor.digests(payload)
+    except IdempotencyKeyError:
+        raise
+    except SelectionError as error:
+        raise IdempotencyPersistenceLayerError(CLAIM_FAILED[0], error) from error
+    except Exception as error:
+        failure = IdempotencyPersistenceLayerError(CLAIM_FAILED[0], error)
+        failure.add_note("The idempotency key could not be computed from the payload. The function was not run.")
+        raise failure from error
+
+
+def _owner_token(invocation: Invocation, prefix: str) -> str:
+    """A new name for the attempt; for a durable execution, the same in all its replays, in whatever process."""
+    if not invocation.durable_arn:
+        return os.urandom(16).hex()
+    from hashlib import sha256
+
+    return sha256(f"{invocation.durable_arn}\n{prefix}".encode()).hexdigest()[:32]
+
+
+def _durable_traits(invocation: Invocation) -> dict[str, Any]:
+    """What is different for a durable execution."""
+    if invocation.durable_arn is None:
+        return {}
+    sdk = sys.modules.get("aws_durable_execution_sdk_python.exceptions")
+
+    def is_suspension(error: BaseException) -> bool:
+        # After a retryable error of this kind Lambda repeats the invocation, and the execution goes on.
+        is_repeated: bool = sdk is not None and isinstance(error, sdk.InvocationError) and error.is_retryable()
+        return is_repeated or is_foreign(error)
+
+    return {"outlives_call": True, "is_suspension": is_suspension}
+
+
+def _wait_until_ms(config: IdempotencyConfig, now_ms: int, deadline_ms: int | None) -> int | None:
+    if not config.wait_for_in_progress_seconds:
+        return None
+    until_ms = now_ms + int(config.wait_for_in_progress_seconds * 1000)
+    return until_ms if deadline_ms is None else min(until_ms, deadline_ms - WAIT_RESERVE_MS)
+
+
+def _ambient_invocation(config: IdempotencyConfig) -> Invocation:
+    context = ambient_lambda_context.get()
+    return Invocation(config.lambda_context if context is None else context, is_own=False)
+
+
+def _enter(wiring: _Wiring, prefix: str, invocation: Invocation, plan: Plan) -> _Tokens:
+    """Make the call's configuration and deadline known to its store, and its invocation to the calls that it makes."""
+    context = None
+    if invocation.is_own and invocation.context is not None:
+        context = ambient_lambda_context.set(invocation.context)
+        wiring.config.lambda_context = invocation.context  # for threads that the function starts without its context
+    return call_settings.set(wiring.settings(prefix)), call_deadline_ms.set(plan.deadline_ms), context
+
+
+def _leave(tokens: _Tokens) -> None:
+    settings, deadline, context = tokens
+    restore(call_settings, settings)
+    restore(call_deadline_ms, deadline)
+    if context is not None:
+        restore(ambient_lambda_context, context)
+
+
+def _cached(wiring: _Wiring, key: str) -> Refused | None:
+    record = None if wiring.cache is None else wiring.cache.get(key)
+    return None if record is None else Refused(record, wiring.store.clock_ms(), from_cache=True)
+
+
+def _raise_unchanged(error: BaseException) -> NoReturn:
+    """Raise a function's own error with the context that it had, whatever is being handled around the call."""
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context
+        del error  # the frame refers to the error, and its traceback to the frame

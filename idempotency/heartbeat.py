@@ -1,0 +1,120 @@
+"""One heartbeat per process: renews the leases of running attempts that know no deadline, so that a crash frees their keys soon.
+
+A daemon thread, started with the first such attempt.  On Lambda it freezes and thaws with the sandbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from math import inf
+from threading import Condition, Thread
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from persistence.exceptions import IdempotencyLeaseLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+#: A lease is renewed when a third of it has passed.
+BEATS_PER_LEASE: Final = 3
+#: A renewal that failed is tried again after a fifth of that, so some ten times before the lease ends.
+TRIES_PER_BEAT: Final = 5
+#: The most that the thread sleeps, so that a changed wall clock is noticed.
+LONGEST_WAIT_MS: Final = 60_000
+
+
+@dataclass(slots=True, eq=False)
+class Watch:
+    """A lease under renewal, until `Heartbeat.forget`."""
+
+    key: str
+    renew: Callable[[], None]
+    clock_ms: Callable[[], int]
+    every_ms: int
+    due_ms: int
+
+
+class Heartbeat:
+    """Renews the leases that it watches.  `beat` does the work and can be called by hand; the thread only calls it in time."""
+
+    def __init__(self) -> None:
+        self._watches: set[Watch] = set()
+        self._changed = Condition()
+        self._thread: Thread | None = None
+        #: When the thread wakes by itself, by the monotonic clock: most calls end before, and need not wake it.
+        self._wakes_at = 0.0
+
+    def watch(
+        self, key: str, renew: Callable[[], None], clock_ms: Callable[[], int], lease_ms: int, lease_end_ms: int | None = None
+    ) -> Watch:
+        """Call *renew* each third of the lease.
+
+        A lease that begins now needs no *lease_end_ms*; one that has run for a third already is renewed at once.
+        """
+        every_ms = max(1, lease_ms // BEATS_PER_LEASE)
+        started_ms = clock_ms() if lease_end_ms is None else lease_end_ms - lease_ms
+        watch = Watch(key, renew, clock_ms, every_ms, started_ms + every_ms)
+        with self._changed:
+            self._watches.add(watch)
+            if self._thread is None:
+                self._thread = Thread(target=self._run, name="idempotency-heartbeat", daemon=True)
+                self._thread.start()
+            elif monotonic() + (watch.due_ms - clock_ms()) / 1000 < self._wakes_at:
+                self._changed.notify()
+        return watch
+
+    def forget(self, watch: Watch) -> None:
+        """Renew this lease no more.  A renewal under way may still land: the store's fence makes that harmless."""
+        with self._changed:
+            self._watches.discard(watch)
+
+    def beat(self) -> float:
+        """Renew what is due.  Returns the milliseconds until the next lease is due, `inf` if none is watched."""
+        with self._changed:
+            watches = list(self._watches)
+        for watch in watches:
+            if watch.clock_ms() >= watch.due_ms:
+                self._renew(watch)
+        with self._changed:
+            return self._until_due_ms()
+
+    def _until_due_ms(self) -> float:
+        return min((watch.due_ms - watch.clock_ms() for watch in self._watches), default=inf)
+
+    def _renew(self, watch: Watch) -> None:
+        try:
+            watch.renew()
+        except IdempotencyLeaseLostError:
+            logger.debug("The lease of key %s is lost; its attempt will learn it when it completes", watch.key)
+            self.forget(watch)
+        except Exception:
+            logger.debug("The lease of key %s was not renewed; it is tried again soon", watch.key, exc_info=True)
+            watch.due_ms = watch.clock_ms() + watch.every_ms // TRIES_PER_BEAT
+        else:
+            watch.due_ms = watch.clock_ms() + watch.every_ms
+
+    def _run(self) -> None:
+        while True:
+            self.beat()
+            with self._changed:
+                # Asked again under the lock, under which it then sleeps: a lease added since the beat is not missed.
+                wait_ms = self._until_due_ms()
+                wait_seconds = None if wait_ms == inf else min(max(wait_ms, 1), LONGEST_WAIT_MS) / 1000
+                self._wakes_at = inf if wait_seconds is None else monotonic() + wait_seconds
+                self._changed.wait(wait_seconds)
+
+
+heartbeat = Heartbeat()
+
+
+def _renew_after_fork() -> None:
+    """A forked child has none of the parent's threads, and none of its attempts."""
+    heartbeat.__init__()  # type: ignore[misc]
+
+
+os.register_at_fork(after_in_child=_renew_after_fork)

@@ -1,0 +1,24 @@
+"""A serializer of two functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from idempotency.serialization.base import BaseIdempotencySerializer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class CustomDictSerializer(BaseIdempotencySerializer):
+    """Calls *to_dict* to store a result, and *from_dict* to replay it."""
+
+    def __init__(self, to_dict: Callable[[Any], Any], from_dict: Callable[[Any], Any]) -> None:
+        self._to_dict = to_dict
+        self._from_dict = from_dict
+
+    def to_dict(self, data: Any) -> Any:
+        return self._to_dict(data)
+
+    def from_dict(self, data: Any) -> Any:
+        return self._from_dict(data)

@@ -1,0 +1,186 @@
+"""The DynamoDB client: whose it is, when it is made, and how it may be replaced."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+from unittest.mock import MagicMock, patch
+
+import boto3
+import pytest
+from behaviour.kit import Work
+from botocore.config import Config
+
+from idempotency import DynamoDBPersistenceLayer, make_idempotent
+
+
+@pytest.fixture(autouse=True)
+def region(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+
+def config_of(client: Any) -> Any:
+    return client.meta.config
+
+
+def test_a_client_made_here_suits_lambda() -> None:
+    """The SDK's own 60 s and four attempts would outlive the invocation."""
+    config = config_of(DynamoDBPersistenceLayer("table").client)
+
+    assert (config.connect_timeout, config.read_timeout) == (1, 2)
+    assert config.retries["total_max_attempts"] == 1
+    assert config.max_pool_connections >= 40
+    assert "lambda-idempotency" in config.user_agent
+
+
+def test_the_users_boto_config_is_merged_over_the_stores_own() -> None:
+    mine = Config(read_timeout=7, user_agent_extra="mine", region_name="us-east-2")
+    config = config_of(DynamoDBPersistenceLayer("table", boto_config=mine).client)
+
+    assert (config.read_timeout, config.connect_timeout, config.region_name) == (7, 1, "us-east-2")
+    assert config.retries["total_max_attempts"] == 1
+    assert "mine" in config.user_agent
+
+
+def test_the_users_boto_config_does_not_hide_the_librarys_name() -> None:
+    """AWS Support, and the user's own CloudTrail, should see who is calling."""
+    config = config_of(DynamoDBPersistenceLayer("table", boto_config=Config(user_agent_extra="mine")).client)
+
+    assert "lambda-idempotency" in config.user_agent
+
+
+def test_the_users_boto_config_is_left_as_it_was() -> None:
+    mine = Config(read_timeout=7)
+    _ = DynamoDBPersistenceLayer("table", boto_config=mine).client
+
+    assert mine._user_provided_options == {"read_timeout": 7}
+
+
+def test_a_client_made_here_comes_from_the_default_session() -> None:
+    boto3.setup_default_session(region_name="ap-south-1")
+    session = boto3.DEFAULT_SESSION
+
+    assert config_of(DynamoDBPersistenceLayer("table").client).region_name == "ap-south-1"
+    assert boto3.DEFAULT_SESSION is session
+
+
+def test_a_given_session_makes_the_client() -> None:
+    session = boto3.Session(region_name="ca-central-1")
+
+    assert config_of(DynamoDBPersistenceLayer("table", boto3_session=session).client).region_name == "ca-central-1"
+    assert boto3.DEFAULT_SESSION is None
+
+
+def test_a_given_client_is_used_as_it_is() -> None:
+    client = boto3.client("dynamodb", config=Config(read_timeout=9))
+    before = dict(vars(config_of(client)))
+    ignored: Any = {"boto_config": Config(read_timeout=1), "boto3_session": boto3.Session()}
+    store = DynamoDBPersistenceLayer("table", boto3_client=client, **ignored)
+
+    assert store.client is client
+    assert vars(config_of(client)) == before
+
+
+def test_a_given_client_that_is_false_is_still_given() -> None:
+    """Presence is `is not None`: a mock of a client may well be empty."""
+    client: Any = MagicMock(__bool__=lambda self: False, __len__=lambda self: 0)
+
+    assert DynamoDBPersistenceLayer("table", boto3_client=client).client is client
+
+
+def test_a_mock_client_will_do_for_a_first_call() -> None:
+    """The way that Powertools documents for unit tests."""
+    client, work = MagicMock(), Work(result=1)
+    safe = make_idempotent(work, persistence_store=DynamoDBPersistenceLayer("table", boto3_client=client))
+
+    assert safe(7) == 1
+    assert [call[0] for call in client.method_calls] == ["put_item", "update_item"]
+    assert {call.kwargs["TableName"] for call in client.method_calls} == {"table"}
+
+
+def test_the_client_may_be_replaced_before_its_first_use() -> None:
+    store, client = DynamoDBPersistenceLayer("table"), MagicMock()
+    store.client = client
+    make_idempotent(Work(), persistence_store=store)(7)
+
+    assert client.put_item.call_count == 1
+    assert boto3.DEFAULT_SESSION is None
+
+
+def test_the_client_and_the_table_may_be_replaced_after_their_first_use() -> None:
+    first, second = MagicMock(), MagicMock()
+    store = DynamoDBPersistenceLayer("table", boto3_client=first)
+    safe = make_idempotent(Work(), persistence_store=store)
+    safe(7)
+    store.client, store.table_name = second, "another"
+    safe(8)
+
+    assert (first.put_item.call_count, second.put_item.call_count) == (1, 1)
+    assert second.put_item.call_args.kwargs["TableName"] == "another"
+
+
+@pytest.mark.parametrize("is_used_before", [False, True])
+def test_the_client_may_be_patched_and_comes_back(is_used_before: bool) -> None:
+    store = DynamoDBPersistenceLayer("table")
+    before = store.client if is_used_before else None
+    safe = make_idempotent(Work(), persistence_store=store)
+
+    with patch.object(store, "client", MagicMock()) as client:
+        safe(7)
+
+    assert client.put_item.call_count == 1
+    assert not isinstance(store.client, MagicMock)
+    if is_used_before:
+        assert store.client is before
+
+
+def test_one_method_of_the_client_may_be_patched() -> None:
+    store = DynamoDBPersistenceLayer("table")
+
+    with patch.object(store.client, "put_item") as put_item, patch.object(store.client, "update_item"):
+        make_idempotent(Work(), persistence_store=store)(7)
+
+    assert put_item.call_count == 1
+
+
+def test_threads_that_use_the_client_first_get_one_client() -> None:
+    store, all_ready = DynamoDBPersistenceLayer("table"), Barrier(8, timeout=30)
+
+    def client(_: int) -> Any:
+        all_ready.wait()
+        return store.client
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = list(pool.map(client, range(8)))
+
+    assert all(each is clients[0] for each in clients)
+
+
+def test_stores_whose_clients_are_made_at_once_do_not_disturb_each_other() -> None:
+    """boto3's default session is not safe to make clients from in several threads."""
+    stores, all_ready = [DynamoDBPersistenceLayer("table") for _ in range(8)], Barrier(8, timeout=30)
+
+    def client(store: DynamoDBPersistenceLayer) -> Any:
+        all_ready.wait()
+        return store.client
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = list(pool.map(client, stores))
+
+    assert len({id(each) for each in clients}) == 8
+    assert {config_of(each).region_name for each in clients} == {"eu-west-1"}
+
+
+def test_without_a_region_the_first_use_fails_before_the_function_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    work = Work()
+    safe = make_idempotent(work, persistence_store=DynamoDBPersistenceLayer("table"))
+
+    with pytest.raises(Exception, match="region"):
+        safe(7)
+
+    assert work.runs == []

@@ -1,0 +1,60 @@
+"""Events are values, and observers cannot break a call."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import FrozenInstanceError, fields
+from typing import get_args
+
+import pytest
+
+from idempotency.events import Claimed, Event, notify
+
+EVENT = Claimed(key="fn#1", at_ms=5, generation=1)
+
+
+def test_every_observer_is_told_in_order() -> None:
+    told: list[tuple[str, Event]] = []
+
+    notify([lambda event: told.append(("first", event)), lambda event: told.append(("second", event))], EVENT)
+
+    assert told == [("first", EVENT), ("second", EVENT)]
+
+
+def test_without_observers_nothing_happens() -> None:
+    notify([], EVENT)
+
+
+def test_an_observer_that_raises_is_logged_and_keeps_the_event_from_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[Event] = []
+
+    def broken(event: Event) -> None:
+        raise ValueError("the observer's own")
+
+    notify([broken, told.append, broken], EVENT)
+
+    assert told == [EVENT]
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, "An observer failed at Claimed of key fn#1")
+    ] * 2
+    assert all(record.exc_info is not None for record in caplog.records)
+
+
+def test_an_interruption_in_an_observer_is_an_interruption() -> None:
+    def interrupted(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        notify([interrupted], EVENT)
+
+
+@pytest.mark.parametrize("kind", get_args(Event))
+def test_every_event_names_its_key_and_its_time_and_cannot_be_changed(kind: type) -> None:
+    names = [field.name for field in fields(kind)]
+    event = kind(**dict.fromkeys(names, "x"))
+
+    assert names[:2] == ["key", "at_ms"]
+    with pytest.raises(FrozenInstanceError):
+        event.key = "other"
+    assert event == kind(**dict.fromkeys(names, "x"))
+    assert "payload" not in names

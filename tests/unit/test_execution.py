@@ -1,0 +1,1017 @@
+"""The state machine, with the test for a driver: each effect, its reply, and how the call ends."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import FrozenInstanceError
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from doubles import START_MS
+
+from idempotency import events
+from idempotency.execution import (
+    MAX_CLAIMS,
+    NEVER_SECONDS,
+    STORED,
+    Claim,
+    Complete,
+    Executed,
+    Failed,
+    Fenced,
+    Fetch,
+    Found,
+    Granted,
+    Notify,
+    Plan,
+    Raised,
+    Refused,
+    Rejected,
+    Release,
+    Renew,
+    Replayed,
+    Returned,
+    Run,
+    Unanswered,
+    Unstorable,
+    Verdict,
+    Wait,
+    execution,
+    judge,
+)
+from persistence.datarecord import DataRecord
+from persistence.exceptions import (
+    BaseError,
+    IdempotencyAlreadyInProgressError,
+    IdempotencyInconsistentStateError,
+    IdempotencyLeaseLostError,
+    IdempotencyOrphanedError,
+    IdempotencyPersistenceLayerError,
+    IdempotencyResultNotKeptError,
+    IdempotencyValidationError,
+)
+
+if TYPE_CHECKING:
+    from idempotency.execution import Effect, Outcome, Reply, Steps
+
+NOW_MS = START_MS
+LEASE_END_MS = NOW_MS + 60_000
+EXPIRY_S = NOW_MS // 1000 + 3_600
+EXPIRED_MS = (EXPIRY_S + 1) * 1000
+DEADLINE_MS = NOW_MS + 30_000
+
+PLAN = Plan(
+    key="fn#1",
+    payload_hash="",
+    owner_token="ours",
+    lease_ms=None,
+    lease_end_ms=LEASE_END_MS,
+    deadline_ms=DEADLINE_MS,
+    expires_after_ms=3_600_000,
+    wait_until_ms=None,
+    takes_over_orphans=True,
+    resumes=False,
+    holder="request-ours",
+    key_expression="body.id",
+    is_observed=False,
+)
+OBSERVED = PLAN._replace(is_observed=True)
+
+GRANTED = DataRecord(
+    "fn#1",
+    "INPROGRESS",
+    EXPIRY_S,
+    LEASE_END_MS,
+    owner_token="ours",
+    generation=3,
+    holder="request-ours",
+    deadline_ms=DEADLINE_MS,
+)
+#: As stored by another attempt, and by our own whose answer was lost.
+RUNNING = DataRecord("fn#1", "INPROGRESS", EXPIRY_S, LEASE_END_MS, owner_token="theirs", generation=4, holder="request-theirs")
+DONE = RUNNING.replace(status="COMPLETED", response_data='"their result"')
+OURS = RUNNING.replace(owner_token="ours", holder="request-ours")
+#: Of Powertools: no token, no lease.
+FOREIGN = DataRecord("fn#1", "INPROGRESS", EXPIRY_S)
+
+GRANT = (Claim(None), Granted(GRANTED, NOW_MS))
+RETURNED = Returned("value", '"value"', NOW_MS + 500)
+COMPLETED = GRANTED.replace(status="COMPLETED", expiry_timestamp=(NOW_MS + 500 + 3_600_000) // 1000, response_data='"value"')
+NOT_KEPT = COMPLETED.replace(response_data="", result_kept=False)
+
+
+def play(steps: Steps[Outcome], *script: tuple[Effect, Reply]) -> Outcome:
+    """Perform the script: each effect must be the expected one, and gets its reply.  Returns how the call ends."""
+    reply: Reply = None
+    for expected, answer in script:
+        assert steps.send(reply) == expected
+        reply = answer
+    with pytest.raises(StopIteration) as end:
+        steps.send(reply)
+    outcome: Outcome = end.value.value
+    return outcome
+
+
+def told(event: events.Event) -> tuple[Effect, Reply]:
+    return Notify(event), None
+
+
+def rejection(outcome: Outcome, kind: type[BaseError]) -> Any:
+    """The error with which the call was rejected."""
+    assert isinstance(outcome, Rejected)
+    assert type(outcome.error) is kind
+    return outcome.error
+
+
+# The plan: offers, renewals, completions
+
+
+def test_an_offer_carries_all_that_the_plan_fixes() -> None:
+    plan = PLAN._replace(payload_hash="hash")
+
+    assert plan.offer(None, NOW_MS) == DataRecord(
+        "fn#1",
+        "INPROGRESS",
+        EXPIRY_S,
+        LEASE_END_MS,
+        payload_hash="hash",
+        owner_token="ours",
+        generation=1,
+        holder="request-ours",
+        deadline_ms=DEADLINE_MS,
+        takes_over_orphans=True,
+    )
+
+
+@pytest.mark.parametrize(("superseded", "generation"), [(0, 1), (1, 2), (41, 42)])
+def test_an_offer_that_saw_a_claimable_record_names_it_and_comes_after_it(superseded: int, generation: int) -> None:
+    offer = PLAN.offer(DONE.replace(generation=superseded), NOW_MS)
+
+    assert (offer.supersedes, offer.generation) == (superseded, generation)
+
+
+@pytest.mark.parametrize(("seen", "takes_over"), [(RUNNING, True), (FOREIGN, True), (DONE, False), (None, False)])
+def test_an_offer_that_supersedes_an_unfinished_attempt_says_so(seen: DataRecord | None, takes_over: bool) -> None:
+    """A store that grants it in one conditional write cannot tell afterwards; without it the takeover is never observed."""
+    assert PLAN.offer(seen, NOW_MS).took_over is takes_over
+
+
+def test_a_renewed_lease_counts_from_the_offer_and_from_each_renewal() -> None:
+    plan = PLAN._replace(lease_ms=5_000, lease_end_ms=None)
+
+    offer = plan.offer(None, NOW_MS)
+    renewed = plan.renewed(offer, NOW_MS + 4_000)
+
+    assert offer.in_progress_expiry_timestamp == NOW_MS + 5_000
+    assert renewed == offer.replace(
+        in_progress_expiry_timestamp=NOW_MS + 9_000, expiry_timestamp=(NOW_MS + 4_000 + 3_600_000) // 1000
+    )
+
+
+def test_a_fixed_lease_ends_when_it_ends_whenever_it_is_offered() -> None:
+    assert PLAN.offer(None, NOW_MS + 7_000).in_progress_expiry_timestamp == LEASE_END_MS
+
+
+def test_without_a_lease_a_claim_holds_until_its_expiry() -> None:
+    offer = PLAN._replace(lease_end_ms=None).offer(None, NOW_MS)
+
+    assert (offer.in_progress_expiry_timestamp, offer.expiry_timestamp) == (None, EXPIRY_S)
+
+
+@pytest.mark.parametrize(
+    ("lease_end_ms", "expiry"),
+    [
+        (1_800_000_003_000, 1_800_000_003),
+        (1_800_000_003_001, 1_800_000_004),
+        (1_800_000_003_999, 1_800_000_004),
+        (1_800_000_004_000, 1_800_000_004),
+        (1_800_000_002_000, 1_800_000_002),
+        (1_800_000_001_000, 1_800_000_002),
+        (0, 1_800_000_002),
+    ],
+)
+def test_a_claim_never_expires_before_its_lease_ends_because_a_tables_ttl_deletes_what_has_expired(
+    lease_end_ms: int, expiry: int
+) -> None:
+    plan = PLAN._replace(lease_end_ms=lease_end_ms, expires_after_ms=2_000)
+
+    assert plan.offer(None, NOW_MS).expiry_timestamp == expiry
+
+
+@pytest.mark.parametrize("expires_after_ms", [0, 1, 1_000])
+def test_a_renewal_moves_the_expiry_past_the_lease_too(expires_after_ms: int) -> None:
+    plan = PLAN._replace(lease_ms=60_000, expires_after_ms=expires_after_ms)
+
+    renewed = plan.renewed(GRANTED, NOW_MS + 1_000_000)
+
+    assert renewed.in_progress_expiry_timestamp == NOW_MS + 1_060_000
+    assert renewed.expiry_timestamp == -(-(NOW_MS + 1_060_000) // 1000)
+
+
+def test_a_claim_that_nobody_may_take_over_expires_in_years() -> None:
+    plan = PLAN._replace(takes_over_orphans=False, lease_ms=60_000)
+
+    assert plan.offer(None, NOW_MS).expiry_timestamp == NOW_MS // 1000 + NEVER_SECONDS
+    assert plan.renewed(GRANTED, NOW_MS).expiry_timestamp == NOW_MS // 1000 + NEVER_SECONDS
+    assert plan.offer(None, NOW_MS).takes_over_orphans is False
+
+
+def test_a_result_is_replayed_for_its_time_counted_from_completion() -> None:
+    record = PLAN._replace(expires_after_ms=1_500).completed(GRANTED, "[]", NOW_MS + 10_000)
+
+    assert record == GRANTED.replace(status="COMPLETED", response_data="[]", expiry_timestamp=(NOW_MS + 11_500) // 1000)
+
+
+def test_values_are_not_shown_in_the_text_of_effects_and_outcomes() -> None:
+    assert "secret" not in repr(Returned("secret", '"secret"', 0))
+    assert "secret" not in repr(Executed("secret", COMPLETED.replace(response_data="secret")))
+    assert "secret" not in repr(Replayed("secret", COMPLETED.replace(response_data="secret")))
+
+
+def test_outcomes_are_immutable() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Executed(1, None).value = 2  # type: ignore[misc]
+
+
+# The judge
+
+HASHED = PLAN._replace(payload_hash="hash")
+STRICT = PLAN._replace(takes_over_orphans=False)
+RESUMING = PLAN._replace(resumes=True)
+
+
+@pytest.mark.parametrize(
+    ("existing", "now_ms", "plan", "verdict"),
+    [
+        # vanished
+        (None, NOW_MS, PLAN, Verdict.RETRY),
+        (None, NOW_MS, STRICT, Verdict.RETRY),
+        (None, NOW_MS, RESUMING, Verdict.RETRY),
+        # another attempt's, in progress
+        (RUNNING, LEASE_END_MS - 1, PLAN, Verdict.IN_PROGRESS),
+        (RUNNING, LEASE_END_MS, PLAN, Verdict.IN_PROGRESS),
+        (RUNNING, LEASE_END_MS + 1, PLAN, Verdict.RETRY),
+        (RUNNING.replace(expiry_timestamp=0), LEASE_END_MS, PLAN, Verdict.IN_PROGRESS),
+        (RUNNING.replace(owner_token=""), LEASE_END_MS, PLAN, Verdict.IN_PROGRESS),
+        (FOREIGN, EXPIRED_MS - 1, PLAN, Verdict.IN_PROGRESS),
+        (FOREIGN, EXPIRED_MS, PLAN, Verdict.RETRY),
+        # ... which nobody may take over
+        (RUNNING, LEASE_END_MS, STRICT, Verdict.IN_PROGRESS),
+        (RUNNING, LEASE_END_MS + 1, STRICT, Verdict.ORPHANED),
+        (RUNNING, EXPIRED_MS + 1, STRICT, Verdict.ORPHANED),
+        (FOREIGN, EXPIRED_MS - 1, STRICT, Verdict.IN_PROGRESS),
+        (FOREIGN, EXPIRED_MS, STRICT, Verdict.ORPHANED),
+        # our own, its answer lost
+        (OURS, NOW_MS, PLAN, Verdict.RUN),
+        (OURS, LEASE_END_MS, PLAN, Verdict.RUN),
+        (OURS, LEASE_END_MS + 1, PLAN, Verdict.RETRY),
+        (OURS, LEASE_END_MS + 1, STRICT, Verdict.RUN),
+        (OURS.replace(in_progress_expiry_timestamp=None), EXPIRED_MS - 1, PLAN, Verdict.RUN),
+        (OURS.replace(in_progress_expiry_timestamp=None), EXPIRED_MS, PLAN, Verdict.RETRY),
+        # this very execution's, whoever wrote it
+        (RUNNING, NOW_MS, RESUMING, Verdict.RUN),
+        (RUNNING, LEASE_END_MS + 1, RESUMING, Verdict.RUN),
+        (FOREIGN, NOW_MS, RESUMING, Verdict.RUN),
+        (FOREIGN, EXPIRED_MS, RESUMING, Verdict.RUN),
+        (RUNNING, LEASE_END_MS + 1, RESUMING._replace(takes_over_orphans=False), Verdict.RUN),
+        (RUNNING, NOW_MS, RESUMING._replace(payload_hash="other"), Verdict.RUN),
+        (DONE, NOW_MS, RESUMING, Verdict.REPLAY),
+        (DONE, EXPIRED_MS, RESUMING, Verdict.RETRY),
+        # completed
+        (DONE, NOW_MS, PLAN, Verdict.REPLAY),
+        (DONE, EXPIRED_MS - 1, PLAN, Verdict.REPLAY),
+        (DONE, EXPIRED_MS, PLAN, Verdict.RETRY),
+        (DONE, EXPIRED_MS, STRICT, Verdict.RETRY),
+        (DONE.replace(expiry_timestamp=None), 2 * EXPIRED_MS, PLAN, Verdict.REPLAY),
+        (DONE.replace(owner_token="ours"), NOW_MS, PLAN, Verdict.REPLAY),
+        (DONE.replace(result_kept=False), NOW_MS, PLAN, Verdict.REPLAY),
+        # the payload is compared before anything is given away
+        (RUNNING.replace(payload_hash="hash"), NOW_MS, HASHED, Verdict.IN_PROGRESS),
+        (RUNNING.replace(payload_hash="other"), NOW_MS, HASHED, Verdict.PAYLOAD_MISMATCH),
+        (RUNNING, NOW_MS, HASHED, Verdict.PAYLOAD_MISMATCH),
+        (RUNNING.replace(payload_hash="other"), LEASE_END_MS, HASHED, Verdict.PAYLOAD_MISMATCH),
+        (RUNNING.replace(payload_hash="other"), LEASE_END_MS + 1, HASHED, Verdict.RETRY),
+        (
+            RUNNING.replace(payload_hash="other"),
+            LEASE_END_MS + 1,
+            HASHED._replace(takes_over_orphans=False),
+            Verdict.PAYLOAD_MISMATCH,
+        ),
+        (RUNNING.replace(payload_hash="hash"), LEASE_END_MS + 1, HASHED._replace(takes_over_orphans=False), Verdict.ORPHANED),
+        (DONE.replace(payload_hash="hash"), NOW_MS, HASHED, Verdict.REPLAY),
+        (DONE.replace(payload_hash="other"), NOW_MS, HASHED, Verdict.PAYLOAD_MISMATCH),
+        (DONE, NOW_MS, HASHED, Verdict.PAYLOAD_MISMATCH),
+        (DONE.replace(payload_hash="other"), EXPIRED_MS, HASHED, Verdict.RETRY),
+        (DONE.replace(payload_hash="other", result_kept=False), NOW_MS, HASHED, Verdict.PAYLOAD_MISMATCH),
+        # ... and only where it is configured
+        (DONE.replace(payload_hash="other"), NOW_MS, PLAN, Verdict.REPLAY),
+        (RUNNING.replace(payload_hash="other"), NOW_MS, PLAN, Verdict.IN_PROGRESS),
+    ],
+)
+def test_the_judges_table(existing: DataRecord | None, now_ms: int, plan: Plan, verdict: Verdict) -> None:
+    assert judge(existing, now_ms, plan) is verdict
+
+
+# Claim, run, complete
+
+
+def test_a_call_claims_runs_and_completes() -> None:
+    outcome = play(
+        execution(PLAN),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), STORED),
+    )
+
+    assert outcome == Executed("value", COMPLETED)
+
+
+def test_an_observed_call_tells_of_its_claim_and_its_completion() -> None:
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), STORED),
+        told(events.Completed(key="fn#1", at_ms=NOW_MS + 500, generation=3)),
+    )
+
+    assert outcome == Executed("value", COMPLETED)
+
+
+def test_a_takeover_is_told_before_the_claim() -> None:
+    granted = GRANTED.replace(took_over=True)
+
+    play(
+        execution(OBSERVED),
+        (Claim(None), Granted(granted, NOW_MS)),
+        told(events.TakenOver(key="fn#1", at_ms=NOW_MS, generation=3)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(granted), Raised(SuspendExecution(), NOW_MS)),
+    )
+
+
+# The claim's answer was lost
+
+
+def test_our_own_record_that_refuses_us_means_that_the_key_is_ours() -> None:
+    """Powertools takes its own record for another's, and blocks the key for the lease."""
+    recovered = OURS.replace(deadline_ms=DEADLINE_MS)
+    done = COMPLETED.replace(generation=4)
+
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Refused(OURS, NOW_MS)),
+        told(events.RecoveredOwnWrite(key="fn#1", at_ms=NOW_MS, generation=4)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=4)),
+        (Run(recovered), RETURNED),
+        (Complete(done), STORED),
+        told(events.Completed(key="fn#1", at_ms=NOW_MS + 500, generation=4)),
+    )
+
+    assert outcome == Executed("value", done)
+
+
+def test_a_recovered_claim_is_run_under_its_key_with_this_calls_deadline_and_payload() -> None:
+    plan = HASHED._replace(deadline_ms=DEADLINE_MS + 7)
+    stored = OURS.replace(idempotency_key="payments", sort_key="fn#1", payload_hash="stale")
+    steps = execution(plan)
+    steps.send(None)
+
+    run = steps.send(Refused(stored, NOW_MS))
+
+    assert run == Run(stored.replace(idempotency_key="fn#1", sort_key=None, payload_hash="hash", deadline_ms=DEADLINE_MS + 7))
+
+
+def test_our_own_record_past_its_lease_is_claimed_again_because_it_can_be_taken_at_any_moment() -> None:
+    steps = execution(PLAN)
+    steps.send(None)
+
+    assert steps.send(Refused(OURS, LEASE_END_MS + 1)) == Claim(OURS)
+
+
+def test_a_resumed_execution_adopts_the_record_and_its_token() -> None:
+    adopted = RUNNING.replace(deadline_ms=DEADLINE_MS)
+
+    outcome = play(
+        execution(RESUMING),
+        (Claim(None), Refused(RUNNING, LEASE_END_MS + 1)),
+        (Run(adopted), Raised(SuspendExecution(), NOW_MS)),
+    )
+
+    assert adopted.owner_token == "theirs"
+    assert isinstance(outcome, Failed)
+
+
+# Leases that are renewed: what matters is what is left of them when the function begins
+
+RENEWING = PLAN._replace(lease_ms=60_000, lease_end_ms=None)
+
+
+@pytest.mark.parametrize(("now_ms", "left"), [(LEASE_END_MS - 1, True), (LEASE_END_MS, True), (LEASE_END_MS + 1, False)])
+def test_a_claim_whose_answer_took_longer_than_its_lease_is_made_again(now_ms: int, left: bool) -> None:
+    """It can be taken over at any moment, and the function would run beside its successor."""
+    steps = execution(RENEWING)
+    steps.send(None)
+
+    assert steps.send(Granted(GRANTED, now_ms)) == (Run(GRANTED) if left else Claim(GRANTED))
+
+
+def test_a_lease_that_is_not_renewed_ends_with_its_invocation_however_late_the_answer() -> None:
+    steps = execution(PLAN)
+    steps.send(None)
+
+    assert steps.send(Granted(GRANTED, LEASE_END_MS + 1)) == Run(GRANTED)
+
+
+def test_answers_that_always_take_longer_than_the_lease_are_an_error_in_the_end() -> None:
+    late = Granted(GRANTED, LEASE_END_MS + 1)
+
+    outcome = play(execution(RENEWING), (Claim(None), late), *[(Claim(GRANTED), late)] * (MAX_CLAIMS - 1))
+
+    rejection(outcome, IdempotencyInconsistentStateError)
+
+
+@pytest.mark.parametrize(
+    ("plan", "stored", "now_ms"),
+    [(RENEWING, OURS, NOW_MS + 7_000), (RENEWING._replace(resumes=True), RUNNING, EXPIRED_MS)],
+    ids=["answer lost", "resumed"],
+)
+def test_a_recovered_claim_is_renewed_before_the_function_runs(plan: Plan, stored: DataRecord, now_ms: int) -> None:
+    renewed = stored.replace(
+        deadline_ms=DEADLINE_MS,
+        in_progress_expiry_timestamp=now_ms + 60_000,
+        expiry_timestamp=(now_ms + 3_600_000) // 1000,
+    )
+
+    play(
+        execution(plan._replace(is_observed=True)),
+        (Claim(None), Refused(stored, now_ms)),
+        (Renew(renewed), STORED),
+        told(events.RecoveredOwnWrite(key="fn#1", at_ms=now_ms, generation=4)),
+        told(events.Claimed(key="fn#1", at_ms=now_ms, generation=4)),
+        (Run(renewed), Raised(SuspendExecution(), now_ms)),
+    )
+
+
+def recovering_and_fenced_by(found: DataRecord | None) -> list[tuple[Effect, Reply]]:
+    """The script of a call that finds its own claim, and loses it before it can renew it."""
+    renewed = RENEWING.renewed(RENEWING.recovered(OURS), NOW_MS)
+    return [(Claim(None), Refused(OURS, NOW_MS)), (Renew(renewed), Fenced(found, NOW_MS + 5))]
+
+
+def test_a_recovered_claim_that_is_completed_meanwhile_is_replayed_and_not_run() -> None:
+    assert play(execution(RENEWING), *recovering_and_fenced_by(DONE)) == Replayed(None, DONE)
+
+
+def test_a_recovered_claim_that_is_taken_over_meanwhile_is_not_run() -> None:
+    outcome = play(execution(RENEWING), *recovering_and_fenced_by(RUNNING))
+
+    assert rejection(outcome, IdempotencyAlreadyInProgressError).record is RUNNING
+
+
+def test_a_recovered_claim_that_vanishes_meanwhile_is_made_again() -> None:
+    suspended = SuspendExecution()
+
+    outcome = play(execution(RENEWING), *recovering_and_fenced_by(None), GRANT, (Run(GRANTED), Raised(suspended, NOW_MS)))
+
+    assert outcome == Failed(suspended)
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("refused", "source"), [(Refused(DONE, NOW_MS), "store"), (Refused(DONE, NOW_MS, from_cache=True), "cache")]
+)
+def test_a_completed_record_is_replayed_and_the_function_is_not_run(refused: Refused, source: Any) -> None:
+    replayed = told(events.Replayed(key="fn#1", at_ms=NOW_MS, source=source, holder="request-theirs"))
+
+    outcome = play(execution(OBSERVED), (Claim(None), refused), replayed)
+
+    assert outcome == Replayed(None, DONE)
+
+
+def test_an_unobserved_replay_asks_for_nothing_but_the_claim() -> None:
+    assert play(execution(PLAN), (Claim(None), Refused(DONE, NOW_MS))) == Replayed(None, DONE)
+
+
+def test_a_cached_result_is_replayed_without_a_claim() -> None:
+    assert play(execution(PLAN, Refused(DONE, NOW_MS, from_cache=True))) == Replayed(None, DONE)
+
+
+def test_a_cached_result_that_has_expired_is_claimed_anew_as_the_generation_after_it() -> None:
+    outcome = play(
+        execution(PLAN, Refused(DONE, EXPIRED_MS, from_cache=True)),
+        (Claim(DONE), Refused(RUNNING.replace(in_progress_expiry_timestamp=EXPIRED_MS), EXPIRED_MS)),
+    )
+
+    rejection(outcome, IdempotencyAlreadyInProgressError)
+
+
+def test_a_cached_result_of_another_payload_is_a_mismatch() -> None:
+    rejection(play(execution(HASHED, Refused(DONE, NOW_MS, from_cache=True))), IdempotencyValidationError)
+
+
+def test_a_result_that_was_not_kept_is_an_error_and_never_a_second_run() -> None:
+    outcome = play(execution(PLAN), (Claim(None), Refused(DONE.replace(result_kept=False), NOW_MS)))
+
+    assert str(rejection(outcome, IdempotencyResultNotKeptError)) == (
+        "The function ran for idempotency key fn#1, but its result could not be stored; it will not be run again"
+    )
+
+
+def test_another_payload_is_refused_in_powertools_words() -> None:
+    outcome = play(
+        execution(HASHED._replace(is_observed=True)),
+        (Claim(None), Refused(DONE.replace(payload_hash="other"), NOW_MS)),
+        told(events.Refused(key="fn#1", at_ms=NOW_MS, reason="payload mismatch", holder="request-theirs")),
+    )
+
+    assert str(rejection(outcome, IdempotencyValidationError)) == "Payload does not match stored record for this event key"
+
+
+def test_an_attempt_in_progress_refuses_in_powertools_words_and_a_note_says_who_holds_the_key() -> None:
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        told(events.Refused(key="fn#1", at_ms=NOW_MS, reason="in progress", holder="request-theirs")),
+    )
+
+    error = rejection(outcome, IdempotencyAlreadyInProgressError)
+    assert str(error) == "Execution already in progress with idempotency key: body.id=fn#1"
+    assert error.__notes__ == ["Held by request request-theirs"]
+    assert error.record is RUNNING
+
+
+def test_an_attempt_in_a_composite_table_is_named_with_its_sort_key() -> None:
+    existing = RUNNING.replace(idempotency_key="payments", sort_key="fn#1", holder="")
+
+    outcome = play(execution(PLAN), (Claim(None), Refused(existing, NOW_MS)))
+
+    error = rejection(outcome, IdempotencyAlreadyInProgressError)
+    assert str(error) == "Execution already in progress with idempotency key: body.id=payments and sort key: fn#1"
+    assert not hasattr(error, "__notes__")
+
+
+@pytest.mark.parametrize(
+    ("existing", "ended"),
+    [(RUNNING, "2027-01-15T08:01:00.250+00:00"), (FOREIGN, "2027-01-15T09:00:00.000+00:00")],
+)
+def test_an_orphan_that_nobody_may_take_over_is_refused_with_the_end_of_its_lease(existing: DataRecord, ended: str) -> None:
+    outcome = play(
+        execution(STRICT._replace(is_observed=True)),
+        (Claim(None), Refused(existing, EXPIRED_MS)),
+        told(events.Refused(key="fn#1", at_ms=EXPIRED_MS, reason="orphaned", holder=existing.holder)),
+    )
+
+    error = rejection(outcome, IdempotencyOrphanedError)
+    assert f"its lease ended at {ended}; it is not run again by itself (orphan_takeover=False)" in str(error)
+    assert "idempotency key fn#1" in str(error)
+    assert error.record is existing
+
+
+# Claiming again
+
+
+@pytest.mark.parametrize("aged", [None, RUNNING, DONE], ids=["vanished", "orphan", "expired"])
+def test_a_record_that_aged_between_refusal_and_judgement_is_claimed_again(aged: DataRecord | None) -> None:
+    outcome = play(
+        execution(PLAN),
+        (Claim(None), Refused(aged, EXPIRED_MS)),
+        (Claim(aged), Granted(GRANTED, NOW_MS)),
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), STORED),
+    )
+
+    assert outcome == Executed("value", COMPLETED)
+
+
+def test_each_claim_names_the_record_that_was_seen_last() -> None:
+    steps = execution(PLAN)
+
+    assert steps.send(None) == Claim(None)
+    assert steps.send(Refused(RUNNING, EXPIRED_MS)) == Claim(RUNNING)
+    assert steps.send(Refused(None, EXPIRED_MS)) == Claim(None)
+
+
+def test_a_store_that_contradicts_itself_is_not_asked_a_fourth_time() -> None:
+    outcome = play(
+        execution(OBSERVED),
+        *[(Claim(DONE if number else None), Refused(DONE, EXPIRED_MS)) for number in range(MAX_CLAIMS)],
+        told(events.Refused(key="fn#1", at_ms=EXPIRED_MS, reason="inconsistent state", holder="")),
+    )
+
+    error = rejection(outcome, IdempotencyInconsistentStateError)
+    assert MAX_CLAIMS == 3
+    assert str(error) == "The store refused idempotency key fn#1 3 times and showed it free each time: do the clocks agree?"
+
+
+def test_the_third_claim_may_still_be_granted() -> None:
+    outcome = play(
+        execution(PLAN),
+        (Claim(None), Refused(None, NOW_MS)),
+        (Claim(None), Refused(None, NOW_MS)),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), STORED),
+    )
+
+    assert outcome == Executed("value", COMPLETED)
+
+
+def test_a_cached_result_costs_no_claim() -> None:
+    outcome = play(
+        execution(PLAN, Refused(DONE, EXPIRED_MS, from_cache=True)),
+        *[(Claim(DONE), Refused(DONE, EXPIRED_MS))] * MAX_CLAIMS,
+    )
+
+    rejection(outcome, IdempotencyInconsistentStateError)
+
+
+# Waiting
+
+UNTIL_MS = NOW_MS + 5_000
+WAITING = PLAN._replace(wait_until_ms=UNTIL_MS)
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "first"), [(UNTIL_MS - 1, Wait(0, 1)), (NOW_MS, Wait(0, 5_000))], ids=["last millisecond", "from the start"]
+)
+def test_a_refused_call_waits_while_there_is_time(now_ms: int, first: Wait) -> None:
+    steps = execution(WAITING)
+    steps.send(None)
+
+    assert steps.send(Refused(RUNNING, now_ms)) == first
+
+
+@pytest.mark.parametrize("now_ms", [UNTIL_MS, UNTIL_MS + 1])
+def test_a_call_without_time_to_wait_is_refused_at_once(now_ms: int) -> None:
+    rejection(play(execution(WAITING), (Claim(None), Refused(RUNNING, now_ms))), IdempotencyAlreadyInProgressError)
+
+
+def test_a_call_that_waits_reads_until_it_finds_the_result() -> None:
+    outcome = play(
+        execution(WAITING._replace(is_observed=True)),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        (Wait(0, 5_000), None),
+        (Fetch(), Found(RUNNING, NOW_MS + 40)),
+        (Wait(1, 4_960), None),
+        (Fetch(), Found(DONE, NOW_MS + 140)),
+        told(events.Waited(key="fn#1", at_ms=NOW_MS + 140, waited_ms=140)),
+        told(events.Replayed(key="fn#1", at_ms=NOW_MS + 140, source="store", holder="request-theirs")),
+    )
+
+    assert outcome == Replayed(None, DONE)
+
+
+def test_a_call_that_waits_in_vain_is_refused_when_its_time_is_up() -> None:
+    later = RUNNING.replace(holder="request-third")
+
+    outcome = play(
+        execution(WAITING._replace(is_observed=True)),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        (Wait(0, 5_000), None),
+        (Fetch(), Found(RUNNING, UNTIL_MS - 1)),
+        (Wait(1, 1), None),
+        (Fetch(), Found(later, UNTIL_MS)),
+        told(events.Waited(key="fn#1", at_ms=UNTIL_MS, waited_ms=5_000)),
+        told(events.Refused(key="fn#1", at_ms=UNTIL_MS, reason="in progress", holder="request-third")),
+    )
+
+    assert rejection(outcome, IdempotencyAlreadyInProgressError).record is later
+
+
+def test_a_result_found_at_the_very_end_of_the_time_counts() -> None:
+    outcome = play(
+        execution(WAITING),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        (Wait(0, 5_000), None),
+        (Fetch(), Found(DONE, UNTIL_MS + 300)),
+    )
+
+    assert outcome == Replayed(None, DONE)
+
+
+@pytest.mark.parametrize(
+    ("found", "now_ms"),
+    [(None, NOW_MS + 50), (RUNNING.replace(in_progress_expiry_timestamp=NOW_MS), NOW_MS + 1)],
+    ids=["released", "orphaned"],
+)
+def test_when_the_other_attempt_failed_or_died_its_key_is_claimed(found: DataRecord | None, now_ms: int) -> None:
+    outcome = play(
+        execution(WAITING),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        (Wait(0, 5_000), None),
+        (Fetch(), Found(found, now_ms)),
+        (Claim(found), Granted(GRANTED, now_ms)),
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), STORED),
+    )
+
+    assert outcome == Executed("value", COMPLETED)
+
+
+def test_of_many_that_wait_those_who_lose_the_next_claim_wait_on() -> None:
+    """Losing a claim after a wait is no contradiction of the store, however often it happens."""
+    rounds: list[tuple[Effect, Reply]] = []
+    for number in range(5):
+        now_ms = NOW_MS + 100 * number
+        rounds += [
+            (Claim(None), Refused(RUNNING, now_ms)),
+            (Wait(0, UNTIL_MS - now_ms), None),
+            (Fetch(), Found(None, now_ms + 50)),
+        ]
+
+    outcome = play(execution(WAITING), *rounds, (Claim(None), Refused(DONE, NOW_MS + 900)))
+
+    assert outcome == Replayed(None, DONE)
+
+
+@pytest.mark.parametrize(
+    ("plan", "found", "kind"),
+    [
+        (WAITING._replace(payload_hash="hash"), DONE.replace(payload_hash="other"), IdempotencyValidationError),
+        (WAITING._replace(takes_over_orphans=False), RUNNING.replace(in_progress_expiry_timestamp=0), IdempotencyOrphanedError),
+        (WAITING, DONE.replace(result_kept=False), IdempotencyResultNotKeptError),
+    ],
+    ids=["other payload", "orphaned", "not kept"],
+)
+def test_waiting_ends_with_whatever_ends_a_call(plan: Plan, found: DataRecord, kind: type[BaseError]) -> None:
+    refusing = RUNNING.replace(payload_hash=plan.payload_hash)
+
+    outcome = play(
+        execution(plan),
+        (Claim(None), Refused(refusing, NOW_MS)),
+        (Wait(0, 5_000), None),
+        (Fetch(), Found(found, NOW_MS + 50)),
+    )
+
+    rejection(outcome, kind)
+
+
+@pytest.mark.parametrize(
+    ("plan", "existing", "kind"),
+    [
+        (HASHED._replace(wait_until_ms=UNTIL_MS), RUNNING, IdempotencyValidationError),
+        (WAITING._replace(takes_over_orphans=False), RUNNING.replace(in_progress_expiry_timestamp=0), IdempotencyOrphanedError),
+    ],
+    ids=["other payload", "orphaned"],
+)
+def test_what_no_waiting_can_change_is_not_waited_for(plan: Plan, existing: DataRecord, kind: type[BaseError]) -> None:
+    rejection(play(execution(plan), (Claim(None), Refused(existing, NOW_MS))), kind)
+
+
+# The lease was lost
+
+
+@pytest.mark.parametrize("fetched", [False, True], ids=["shown by the refusal", "fetched"])
+def test_a_late_success_gives_its_caller_the_winners_result(fetched: bool) -> None:
+    found: list[tuple[Effect, Reply]] = [(Fetch(), Found(DONE, NOW_MS + 900))] if fetched else []
+    at_ms = NOW_MS + 900 if fetched else NOW_MS + 600
+
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), Fenced(None if fetched else DONE, NOW_MS + 600)),
+        *found,
+        told(events.LeaseLost(key="fn#1", at_ms=at_ms, generation=3, winner_holder="request-theirs")),
+    )
+
+    assert outcome == Replayed(None, DONE)
+
+
+@pytest.mark.parametrize(
+    ("plan", "winner", "now_ms"),
+    [
+        (PLAN, RUNNING, NOW_MS),
+        (PLAN, RUNNING, LEASE_END_MS + 1),
+        (PLAN, DONE, EXPIRED_MS),
+        (PLAN, DONE.replace(result_kept=False), NOW_MS),
+        (HASHED, DONE.replace(payload_hash="other"), NOW_MS),
+        (STRICT, RUNNING, LEASE_END_MS + 1),
+        (RESUMING, RUNNING, NOW_MS),
+    ],
+    ids=["running", "orphaned", "expired", "not kept", "other payload", "orphaned for good", "running, of a resumed execution"],
+)
+def test_a_late_success_without_a_winners_result_to_give_is_an_error(plan: Plan, winner: DataRecord, now_ms: int) -> None:
+    granted = GRANTED.replace(payload_hash=plan.payload_hash)
+    done = COMPLETED.replace(payload_hash=plan.payload_hash)
+
+    outcome = play(
+        execution(plan),
+        (Claim(None), Granted(granted, NOW_MS)),
+        (Run(granted), RETURNED),
+        (Complete(done), Fenced(winner, now_ms)),
+    )
+
+    error = rejection(outcome, IdempotencyLeaseLostError)
+    assert error.record is winner
+    assert str(error) == (
+        "The function ran, but its lease had ended and another attempt owns idempotency key fn#1. "
+        "Retry the call to get that attempt's result"
+    )
+
+
+def test_a_late_success_whose_winner_has_vanished_is_an_error_without_a_record() -> None:
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), Fenced(None, NOW_MS + 600)),
+        (Fetch(), Found(None, NOW_MS + 700)),
+        told(events.LeaseLost(key="fn#1", at_ms=NOW_MS + 700, generation=3, winner_holder="")),
+    )
+
+    assert rejection(outcome, IdempotencyLeaseLostError).record is None
+
+
+# The result cannot be stored
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (TypeError("Object of type Secret is not JSON serializable"), " - (TypeError)"),
+        (
+            IdempotencyResultNotKeptError("The result of idempotency key fn#1 has 409601 bytes"),
+            " - (The result of idempotency key fn#1 has 409601 bytes)",
+        ),
+    ],
+)
+def test_a_result_that_cannot_be_serialized_completes_the_record_without_it(error: Exception, text: str) -> None:
+    """The effect has happened: a released record would be run again."""
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), Unstorable(error, NOW_MS + 500)),
+        (Complete(NOT_KEPT), STORED),
+        told(events.ResultNotKept(key="fn#1", at_ms=NOW_MS + 500, generation=3, reason=type(error).__name__)),
+    )
+
+    assert str(rejection(outcome, IdempotencyResultNotKeptError)) == (
+        f"The function ran for idempotency key fn#1, but its result could not be stored; it will not be run again{text}"
+    )
+    assert isinstance(outcome, Rejected)
+    assert outcome.cause is error
+
+
+def test_a_result_that_the_store_cannot_hold_completes_the_record_without_it() -> None:
+    error = IdempotencyResultNotKeptError("too large")
+
+    outcome = play(
+        execution(PLAN),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), Unstorable(error, NOW_MS + 500)),
+        (Complete(NOT_KEPT), STORED),
+    )
+
+    rejection(outcome, IdempotencyResultNotKeptError)
+
+
+def test_a_result_not_kept_of_a_lost_lease_gives_the_winners() -> None:
+    outcome = play(
+        execution(PLAN),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        (Run(GRANTED), Unstorable(TypeError(), NOW_MS + 500)),
+        (Complete(NOT_KEPT), Fenced(DONE, NOW_MS + 600)),
+    )
+
+    assert outcome == Replayed(None, DONE)
+
+
+# The function failed
+
+
+class SuspendExecution(BaseException):
+    """As the durable SDK suspends by a BaseException of its own."""
+
+
+EXITS: list[BaseException] = [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), StopIteration("x"), IdempotencyInconsistentStateError("nested"), *EXITS], ids=repr
+)
+def test_a_failed_or_interrupted_function_frees_its_key_and_its_error_is_the_callers(error: BaseException) -> None:
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), Raised(error, NOW_MS + 500)),
+        (Release(GRANTED), STORED),
+        told(events.Released(key="fn#1", at_ms=NOW_MS + 500, generation=3)),
+    )
+
+    assert outcome == Failed(error)
+    assert not hasattr(error, "__notes__")
+
+
+@pytest.mark.parametrize("error", [SuspendExecution(), BaseException(), BaseExceptionGroup("g", [SystemExit()])], ids=repr)
+def test_a_suspended_function_keeps_its_claim(error: BaseException) -> None:
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), Raised(error, NOW_MS + 500)),
+    )
+
+    assert outcome == Failed(error)
+
+
+class ContinuedLaterError(Exception):
+    """As a durable execution may suspend by an ordinary exception."""
+
+
+def test_an_error_by_which_a_plan_suspends_keeps_the_claim_and_every_other_frees_the_key() -> None:
+    plan = PLAN._replace(is_suspension=lambda error: isinstance(error, ContinuedLaterError | SystemExit))
+
+    for suspension in (ContinuedLaterError(), SystemExit()):
+        assert play(execution(plan), GRANT, (Run(GRANTED), Raised(suspension, NOW_MS))) == Failed(suspension)
+    for error in (ValueError(), KeyboardInterrupt()):
+        outcome = play(execution(plan), GRANT, (Run(GRANTED), Raised(error, NOW_MS)), (Release(GRANTED), STORED))
+        assert outcome == Failed(error)
+
+
+@pytest.mark.parametrize(("winner", "holder"), [(RUNNING, "request-theirs"), (DONE, "request-theirs"), (None, "")])
+def test_a_late_failure_leaves_the_winners_record_alone(winner: DataRecord | None, holder: str) -> None:
+    error = ValueError("late")
+
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), Raised(error, NOW_MS + 500)),
+        (Release(GRANTED), Fenced(winner, NOW_MS + 600)),
+        told(events.LeaseLost(key="fn#1", at_ms=NOW_MS + 600, generation=3, winner_holder=holder)),
+    )
+
+    assert outcome == Failed(error)
+
+
+@pytest.mark.parametrize("error", [ValueError("the function's own"), KeyboardInterrupt()], ids=repr)
+def test_a_failed_release_never_replaces_the_functions_own_error_but_is_noted_on_it(error: BaseException) -> None:
+    trouble = IdempotencyPersistenceLayerError("Failed to delete record from idempotency store", "reset")
+
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), Raised(error, NOW_MS + 500)),
+        (Release(GRANTED), Unanswered(trouble, NOW_MS + 700)),
+        told(events.Released(key="fn#1", at_ms=NOW_MS + 700, generation=3, error="IdempotencyPersistenceLayerError")),
+    )
+
+    assert outcome == Failed(error)
+    besides = "Besides, the claim of idempotency key fn#1 could not be released: "
+    assert error.__notes__ == [besides + "Failed to delete record from idempotency store - (reset)"]
+
+
+def test_an_unobserved_failure_asks_for_nothing_but_the_release() -> None:
+    error = ValueError("x")
+
+    outcome = play(
+        execution(PLAN),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        (Run(GRANTED), Raised(error, NOW_MS)),
+        (Release(GRANTED), STORED),
+    )
+
+    assert outcome == Failed(error)
+
+
+# A driver that breaks the protocol
+
+
+RAN = (Run(GRANTED), RETURNED)
+
+
+@pytest.mark.parametrize(
+    ("script", "nonsense"),
+    [
+        ([], STORED),
+        ([GRANT], STORED),
+        ([GRANT, RAN], Refused(DONE, NOW_MS)),
+        ([GRANT, RAN, (Complete(COMPLETED), Fenced(None, NOW_MS))], STORED),
+        ([GRANT, (Run(GRANTED), Unstorable(TypeError(), NOW_MS + 500))], Unstorable(TypeError(), NOW_MS)),
+        ([GRANT, (Run(GRANTED), Raised(ValueError(), NOW_MS))], Refused(DONE, NOW_MS)),
+    ],
+    ids=["claim", "run", "complete", "fetch", "complete without result", "release"],
+)
+def test_a_reply_that_does_not_belong_to_the_effect_is_a_mistake_of_the_driver(
+    script: list[tuple[Effect, Reply]], nonsense: Reply
+) -> None:
+    steps = execution(PLAN)
+    reply: Reply = None
+    for effect, answer in script:
+        assert steps.send(reply) == effect
+        reply = answer
+    steps.send(reply)
+
+    with pytest.raises(AssertionError):
+        steps.send(nonsense)
