@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
 from idempotency.attempt import Attempt, restore, running_attempt
 from idempotency.events import notify
@@ -193,6 +193,8 @@ class _Performer(_Watched):
                     self.store.sleep_ms(pause_ms(tries, at_most_ms))
                 case Fetch():
                     return Found(self.store.fetch(self.call.plan.key), self.clock_ms())
+                case _:
+                    assert_never(effect)
         except Exception as error:  # noqa: BLE001 - sorted out there
             return self.failed(effect, error)
         return None
@@ -254,6 +256,8 @@ class _AsyncPerformer(_Watched):
                     await self.store.sleep_ms(pause_ms(tries, at_most_ms))
                 case Fetch():
                     return Found(await self.store.fetch(self.call.plan.key), self.clock_ms())
+                case _:
+                    assert_never(effect)
         except Exception as error:  # noqa: BLE001 - sorted out there
             return self.failed(effect, error)
         return None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Why a call was turned away.
-Reason: TypeAlias = Literal["in progress", "orphaned", "payload mismatch", "inconsistent state"]
+Reason: TypeAlias = Literal["in progress", "orphaned", "payload mismatch", "result not kept", "inconsistent state"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Claimed(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenOver(_Event):
-    """Besides `Claimed`: the key had been held or used before, by an attempt that never finished or whose result expired."""
+    """Besides `Claimed`: the key had been held by an attempt whose lease ended without a result."""
 
     generation: int
 
@@ -54,7 +54,7 @@ class Replayed(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused(_Event):
-    """The call was turned away: another attempt is in progress, or orphaned, or the payload is another."""
+    """The call was turned away: by an attempt in progress or orphaned, another payload, or a result that was not kept."""
 
     reason: Reason
     holder: str

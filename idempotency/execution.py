@@ -49,7 +49,7 @@ MAX_CLAIMS: Final = 3
 NEVER_SECONDS: Final = 10 * 365 * 24 * 60 * 60
 
 
-def is_foreign(error: BaseException) -> bool:
+def _is_foreign(error: BaseException) -> bool:
     """Whether the error is neither a failure nor an exit: the durable SDK suspends a run by a BaseException of its own."""
     return not (isinstance(error, Exception) or _is_exit(error))
 
@@ -101,7 +101,7 @@ class Plan(NamedTuple):
     key_expression: str
     is_observed: bool
     outlives_call: bool = False
-    is_suspension: Callable[[BaseException], bool] = is_foreign
+    is_suspension: Callable[[BaseException], bool] = _is_foreign
 
     def offer(self, supersedes: DataRecord | None, now_ms: int) -> DataRecord:
         """The record that claims the key from *now_ms* on, superseding the record that was seen to be claimable, if any."""
@@ -460,9 +460,7 @@ def _waited(plan: Plan, until_ms: int, start_ms: int) -> Steps[Found]:
 
 def _answered(plan: Plan, existing: DataRecord, verdict: Verdict, refused: Refused) -> Steps[Outcome]:
     """How the call ends without running the function."""
-    if verdict is Verdict.REPLAY:
-        if not existing.result_kept:
-            return Rejected(_result_not_kept(plan.key))
+    if verdict is Verdict.REPLAY and existing.result_kept:
         if plan.is_observed:
             source: Literal["cache", "store"] = "cache" if refused.from_cache else "store"
             yield Notify(events.Replayed(key=plan.key, at_ms=refused.now_ms, source=source, holder=existing.holder))
@@ -477,6 +475,8 @@ def _refusal(plan: Plan, existing: DataRecord, verdict: Verdict) -> tuple[events
     """Why the call is turned away, and what it is told."""
     if verdict is Verdict.PAYLOAD_MISMATCH:
         return "payload mismatch", IdempotencyValidationError("Payload does not match stored record for this event key")
+    if verdict is Verdict.REPLAY:
+        return "result not kept", _result_not_kept(plan.key)
     if verdict is Verdict.ORPHANED:
         return "orphaned", _orphaned(plan.key, existing)
     return "in progress", _in_progress(plan, existing)

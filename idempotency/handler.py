@@ -20,7 +20,6 @@ from idempotency.execution import (
     Refused,
     Rejected,
     Replayed,
-    is_foreign,
 )
 from idempotency.key import KeyExtractor, SelectionError
 from idempotency.local_cache import LocalCache
@@ -323,9 +322,9 @@ def _durable_traits(invocation: Invocation) -> dict[str, Any]:
     sdk = sys.modules.get("aws_durable_execution_sdk_python.exceptions")
 
     def is_suspension(error: BaseException) -> bool:
-        # After a retryable error of this kind Lambda repeats the invocation, and the execution goes on.
+        # Whatever ends the process, and a retryable error of this kind: Lambda repeats the invocation, and the execution goes on.
         is_repeated: bool = sdk is not None and isinstance(error, sdk.InvocationError) and error.is_retryable()
-        return is_repeated or is_foreign(error)
+        return is_repeated or not isinstance(error, Exception)
 
     return {"outlives_call": True, "is_suspension": is_suspension}
 

@@ -221,7 +221,7 @@ def _roots(node: Node) -> frozenset[str] | None:
         return frozenset({node["value"]})
     if kind == "literal":
         return frozenset()
-    if kind in _DEEP and (kind != "index_expression" or children[0]["type"] != "identity"):
+    if kind in _DEEP:
         return _roots(children[0])
     if kind in _BROAD or kind == "function_expression":
         found = [_roots(child) for child in children]

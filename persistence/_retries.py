@@ -121,7 +121,7 @@ class Retries:
     """Sends one request until it is answered for good, or until time is up.
 
     Time is up *at_most_ms* after the first failure (None: no such limit), and just before *deadline_ms* (None: no deadline).  No
-    request is sent after that, and no sleep reaches beyond it.
+    request but the first is sent after that, and no sleep reaches beyond it.
 
     Attributes:
         outcome_unknown: Whether any request so far may have been applied without our knowing.

@@ -18,16 +18,8 @@ class BaseError(Exception):
 
     def __init__(self, *args: str | Exception | None) -> None:
         super().__init__(*args)
-
-    @property
-    def message(self) -> str:
-        """The first argument as text, "" if there is none."""
-        return str(self.args[0]) if self.args else ""
-
-    @property
-    def details(self) -> str | None:
-        """The other arguments as text, None if there are none."""
-        return "".join(str(arg) for arg in self.args[1:]) if self.args[1:] else None
+        self.message = str(args[0]) if args else ""
+        self.details = "".join(str(arg) for arg in args[1:]) if args[1:] else None
 
     def __str__(self) -> str:
         if self.message and self.details:

@@ -40,6 +40,13 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
         """The wrapped store's clock."""
         return self.store.clock_ms()
 
+    async def sleep_ms(self, ms: float) -> None:
+        """Wait, without a thread; in one where the wrapped store's `sleep_ms` was replaced."""
+        if "sleep_ms" in vars(self.store):
+            await _in_thread(self.store.sleep_ms, ms)
+        else:
+            await super().sleep_ms(ms)
+
     def release_in_background(self, record: DataRecord) -> None:
         """Release the record without telling how that went, for a caller that can no longer wait."""
         _workers().submit(self.store.release, record)

@@ -184,3 +184,17 @@ def test_without_a_region_the_first_use_fails_before_the_function_runs(monkeypat
         safe(7)
 
     assert work.runs == []
+
+
+def test_inside_lambda_the_client_is_made_with_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "payments")
+
+    assert "client" in vars(DynamoDBPersistenceLayer("table"))
+
+
+def test_a_thread_that_comes_second_gets_the_first_ones_client() -> None:
+    """From Python 3.12 on, `cached_property` has no lock of its own: the second thread finds the client made."""
+    store = DynamoDBPersistenceLayer("table")
+    first = store.client
+
+    assert type(store).__dict__["client"].func(store) is first

@@ -391,3 +391,12 @@ def test_a_class_can_be_made_idempotent_with_a_serializer_of_its_objects(store: 
     make = make_idempotent(Shop, persistence_store=store, output_serializer=serializer, config=IdempotencyConfig())
 
     assert [make("corner").name, make("corner").name] == ["corner", "corner"]
+
+
+def test_a_function_without_the_named_parameter_says_so_when_it_is_called(store: CountingStore) -> None:
+    @idempotent_function(data_keyword_argument="order", persistence_store=store)
+    def charge(customer: str) -> None:
+        raise AssertionError(customer)
+
+    with pytest.raises(RuntimeError, match="^Unable to extract 'order'"):
+        charge("ann")

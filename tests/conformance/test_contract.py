@@ -185,6 +185,48 @@ class TestClaim:
 
         assert refused.value.old_data_record.owner_token == "a"
 
+    def test_a_lease_that_was_renewed_since_it_was_seen_is_not_broken(self, verbs: Verbs, clock: FakeClock) -> None:
+        """A renewal keeps the generation: the claim of what looked like an orphan must still ask for the lease's end."""
+        late = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000, expires_s=1))
+        clock.advance(ms=1_001)
+        seen = verbs.fetch(KEY)
+        verbs.renew(verbs.renewed(late, lease_ms=60_000, expires_s=1))
+        clock.advance(seconds=60)
+
+        with pytest.raises(IdempotencyItemAlreadyExistsError) as refused:
+            verbs.claim(verbs.superseding(seen, verbs.offer(KEY, "b")))
+
+        assert refused.value.old_data_record.owner_token == "a"
+
+    @pytest.mark.parametrize("takes_over_orphans", [True, False])
+    def test_an_orphan_that_completed_since_it_was_seen_keeps_its_result(
+        self, verbs: Verbs, clock: FakeClock, takes_over_orphans: bool
+    ) -> None:
+        late = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+        clock.advance(ms=1_001)
+        seen = verbs.fetch(KEY)
+        completed = verbs.completed(late, '"A"', expires_s=60)
+        verbs.complete(completed)
+        clock.now_ms = completed.expiry_timestamp * 1000 + 999
+        offer = verbs.superseding(seen, verbs.offer(KEY, "b", takes_over_orphans=takes_over_orphans))
+
+        with pytest.raises(IdempotencyItemAlreadyExistsError) as refused:
+            verbs.claim(offer)
+
+        assert refused.value.old_data_record.response_data == '"A"'
+
+    def test_a_claim_that_must_not_take_over_is_refused_by_the_orphan_that_it_has_seen(
+        self, verbs: Verbs, clock: FakeClock
+    ) -> None:
+        verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000, expires_s=2))
+        clock.advance(seconds=3_600)
+        offer = verbs.superseding(verbs.fetch(KEY), verbs.offer(KEY, "b", takes_over_orphans=False))
+
+        with pytest.raises(IdempotencyItemAlreadyExistsError) as refused:
+            verbs.claim(offer)
+
+        assert refused.value.old_data_record.owner_token == "a"
+
     def test_a_claim_that_must_not_take_over_is_refused_by_an_orphan_however_old(self, verbs: Verbs, clock: FakeClock) -> None:
         verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000, expires_s=2))
         clock.advance(seconds=10 * 365 * 24 * 3600)

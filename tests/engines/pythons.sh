@@ -15,7 +15,7 @@ if supported and sys.implementation.name == "cpython" and sys.prefix == sys.base
 
 list() {
     for python in python3 python3.11 python3.12 python3.13 python3.14 \
-        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python /usr/local/bin/python3.1[1-9] /usr/bin/python3.1[1-9]; do
+        "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/*/bin/python /usr/local/bin/python3.1[1-9] /usr/bin/python3.1[1-9]; do
         "$python" -c "$probe" 2>/dev/null || true
     done | awk '!seen[$1]++'
 }

@@ -27,7 +27,7 @@ from faults import (
     refused,
 )
 
-from idempotency import IdempotencyAlreadyInProgressError, idempotent_function
+from idempotency import IdempotencyAlreadyInProgressError, idempotent, idempotent_function
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -344,6 +344,62 @@ def test_an_interrupted_replay_of_a_durable_execution_keeps_the_executions_claim
         pay(ORDER, Durable())
     bench.client.at("put_item", 1, lost(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
+        pay(ORDER, Durable())
+
+    assert bench.peek(KEY)["status"] == "INPROGRESS"
+
+
+def test_a_cancelled_replay_of_a_durable_execution_keeps_the_executions_claim(bench: Bench) -> None:
+    """As `test_an_interrupted_replay_of_a_durable_execution_keeps_the_executions_claim`, for an async handler."""
+
+    class State:
+        durable_execution_arn = "arn:a"
+        operations = ("execution", "step")
+
+    class Durable:
+        lambda_context = LambdaContext(clock=bench.clock)
+        state = State()
+
+    async def story() -> None:
+        gate = Gate()
+
+        @idempotent(persistence_store=bench.store, config=keyed(), key_prefix="job")
+        async def pay(event: Any, context: Any) -> None:
+            raise_suspended()
+
+        with pytest.raises(Suspended):
+            await pay(ORDER, Durable())
+        bench.client.at("put_item", 1, before(gate.hold))
+        task = asyncio.create_task(pay(ORDER, Durable()))
+        await gate.entered()
+        task.cancel()
+        await asyncio.sleep(0)
+        gate.open.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(story())
+
+    assert bench.peek(KEY)["status"] == "INPROGRESS"
+
+
+@pytest.mark.parametrize("exit_", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+def test_a_durable_execution_whose_process_ends_keeps_its_claim(bench: Bench, exit_: type[BaseException]) -> None:
+    """Lambda repeats the invocation, and the execution goes on with the steps that it has done."""
+
+    class State:
+        durable_execution_arn = "arn:a"
+        operations = ("execution",)
+
+    class Durable:
+        lambda_context = LambdaContext(clock=bench.clock)
+        state = State()
+
+    def end(_event: Any) -> None:
+        raise exit_
+
+    pay: Any = SYNC.handler(end, bench.store)
+    with pytest.raises(exit_):
         pay(ORDER, Durable())
 
     assert bench.peek(KEY)["status"] == "INPROGRESS"
