@@ -8,12 +8,11 @@ from contextvars import copy_context
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from persistence.base import AsyncBasePersistenceLayer
+from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from persistence.base import BasePersistenceLayer
     from persistence.datarecord import DataRecord
 
 P = ParamSpec("P")
@@ -42,10 +41,10 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
 
     async def sleep_ms(self, ms: float) -> None:
         """Wait, without a thread; in one where the wrapped store's `sleep_ms` was replaced."""
-        if "sleep_ms" in vars(self.store):
-            await _in_thread(self.store.sleep_ms, ms)
-        else:
+        if self.store.sleep_ms is BasePersistenceLayer.sleep_ms:
             await super().sleep_ms(ms)
+        else:
+            await _in_thread(self.store.sleep_ms, ms)
 
     def release_in_background(self, record: DataRecord) -> None:
         """Release the record without telling how that went, for a caller that can no longer wait."""

@@ -200,3 +200,21 @@ def test_as_many_store_calls_run_at_once_as_there_are_workers() -> None:
     asyncio.run(story())
 
     assert not barrier.broken
+
+
+def test_a_wait_takes_the_event_loops_time_and_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(BasePersistenceLayer, "sleep_ms", staticmethod(slept.append))
+
+    asyncio.run(ThreadedPersistenceLayer(InMemoryPersistenceLayer()).sleep_ms(0))
+
+    assert slept == []
+
+
+def test_a_wait_that_the_store_was_given_is_used_in_a_thread_of_its_own() -> None:
+    store, slept = InMemoryPersistenceLayer(), []
+    store.sleep_ms = lambda ms: slept.append((ms, threading.current_thread() is threading.main_thread()))
+
+    asyncio.run(ThreadedPersistenceLayer(store).sleep_ms(7))
+
+    assert slept == [(7, False)]
