@@ -432,7 +432,8 @@ def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]
 def _recovered(plan: Plan, existing: DataRecord, now_ms: int) -> Steps[DataRecord | Refused]:
     """Go on with a claim of ours that is stored already.  Refused if it is lost in this very moment."""
     granted = plan.recovered(existing)
-    if plan.lease_ms is not None:  # its lease may have run for long: a durable execution's, or that of a slow answer
+    # Its lease may have run for long: a durable execution's, or that of a slow answer.  A claim without one holds as it is.
+    if plan.lease_ms is not None and existing.in_progress_expiry_timestamp is not None:
         granted = plan.renewed(granted, now_ms)
         reply = yield Renew(granted)
         if isinstance(reply, Fenced):

@@ -454,6 +454,18 @@ def test_a_recovered_claim_is_renewed_before_the_function_runs(plan: Plan, store
     )
 
 
+def test_a_resumed_claim_that_has_no_lease_is_run_as_it_is() -> None:
+    """Another library's, without a Lambda context: it holds until it expires."""
+    stored = RUNNING.replace(in_progress_expiry_timestamp=None)
+    resumed = stored.replace(deadline_ms=DEADLINE_MS)
+
+    play(
+        execution(RENEWING._replace(resumes=True)),
+        (Claim(None), Refused(stored, NOW_MS)),
+        (Run(resumed), Raised(SuspendExecution(), NOW_MS)),
+    )
+
+
 def recovering_and_fenced_by(found: DataRecord | None) -> list[tuple[Effect, Reply]]:
     """The script of a call that finds its own claim, and loses it before it can renew it."""
     renewed = RENEWING.renewed(RENEWING.recovered(OURS), NOW_MS)
