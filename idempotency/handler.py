@@ -107,14 +107,14 @@ class _Wiring:
             require_all_key_fields=config.require_all_key_fields,
         )
         self.cache = LocalCache(config.local_cache_max_items) if config.use_local_cache else None
-
         self._settings = CallSettings()
 
     def settings(self, function_name: str) -> CallSettings:
         """The settings under this name, which changes so rarely that the last ones are kept."""
-        if self._settings.function_name != function_name:
+        settings = self._settings
+        if settings.function_name != function_name:
             config = self.config
-            self._settings = CallSettings(
+            settings = self._settings = CallSettings(
                 function_name,
                 config.event_key_jmespath,
                 bool(config.payload_validation_jmespath),
@@ -123,7 +123,7 @@ class _Wiring:
                 config.use_local_cache,
                 self.extractor.hash_function,
             )
-        return self._settings
+        return settings
 
 
 class IdempotencyHandler:
