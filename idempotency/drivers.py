@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, assert_never
 
 from idempotency.attempt import Attempt, restore, running_attempt
 from idempotency.events import notify
@@ -63,8 +62,7 @@ LONGEST_PAUSE_MS: Final = 1_000
 GIVE_UP_MS: Final = 3_000
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call of one function, ready to be driven.
 
     Attributes:

@@ -245,11 +245,12 @@ class IdempotencyHandler:
             wait_until_ms=_wait_until_ms(config, now_ms, deadline_ms),
             takes_over_orphans=config.orphan_takeover,
             resumes=invocation.is_replay and not invocation.durable_arn,
-            **_durable_traits(invocation),
             holder=invocation.holder,
             key_expression=config.event_key_jmespath,
             is_observed=bool(config.observers),
         )
+        if invocation.durable_arn is not None:
+            plan = plan._replace(outlives_call=True, is_suspension=_is_suspension)
         return Call(plan, invoke, self._serialized, config.observers)
 
     def _serialized(self, value: Any) -> str:
@@ -315,18 +316,11 @@ def _owner_token(invocation: Invocation, prefix: str) -> str:
     return sha256(f"{invocation.durable_arn}\n{prefix}".encode()).hexdigest()[:32]
 
 
-def _durable_traits(invocation: Invocation) -> dict[str, Any]:
-    """What is different for a durable execution."""
-    if invocation.durable_arn is None:
-        return {}
+def _is_suspension(error: BaseException) -> bool:
+    """Whether a durable execution goes on after the error: its process ends, or Lambda repeats the invocation."""
     sdk = sys.modules.get("aws_durable_execution_sdk_python.exceptions")
-
-    def is_suspension(error: BaseException) -> bool:
-        # Whatever ends the process, and a retryable error of this kind: Lambda repeats the invocation, and the execution goes on.
-        is_repeated: bool = sdk is not None and isinstance(error, sdk.InvocationError) and error.is_retryable()
-        return is_repeated or not isinstance(error, Exception)
-
-    return {"outlives_call": True, "is_suspension": is_suspension}
+    is_repeated: bool = sdk is not None and isinstance(error, sdk.InvocationError) and error.is_retryable()
+    return is_repeated or not isinstance(error, Exception)
 
 
 def _wait_until_ms(config: IdempotencyConfig, now_ms: int, deadline_ms: int | None) -> int | None:
