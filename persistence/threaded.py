@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache, partial
@@ -26,6 +27,10 @@ WORKERS: Final = 40
 def _workers() -> ThreadPoolExecutor:
     """The process's own pool: the event loop's default one may be full of the user's blocking calls."""
     return ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="idempotency-store")
+
+
+# A forked child has the pool but none of its threads, and would wait for them for ever.
+os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
 class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):

@@ -37,7 +37,7 @@ def test_the_contracts_about_imports_are_kept() -> None:
         f"sys.exit(lint_imports(config_filename={str(PYPROJECT)!r}, no_cache=True, verbose=False))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-P", "-c", program],
         capture_output=True,
         text=True,
         check=False,

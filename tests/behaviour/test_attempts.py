@@ -175,7 +175,7 @@ def test_the_downstream_key_is_the_same_in_every_process_and_every_version(store
         "print(work(7))"
     )
     other = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
     )
 
     assert downstream_key(store, 7) == "370842d2-2b1b-549e-a846-822928ddfa16"

@@ -299,7 +299,7 @@ def test_an_execution_suspended_in_one_process_is_finished_by_another(dynamodb_l
     made = dynamodb(clock, dynamodb_local)
     table: str = made.store.table_name  # type: ignore[attr-defined]
     paths = json.dumps([path for path in sys.path if path])
-    subprocess.run([sys.executable, "-c", OTHER_PROCESS, paths, dynamodb_local, table], check=True)
+    subprocess.run([sys.executable, "-P", "-c", OTHER_PROCESS, paths, dynamodb_local, table], check=True)
     suspended = made.peek(key_of(7))
     here = Story(made.store)  # type: ignore[arg-type]
     clock.advance(seconds=LEASE_SECONDS)

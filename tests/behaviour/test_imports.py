@@ -17,7 +17,7 @@ def loaded_after(program: str, **environment: str) -> list[str]:
         f"{program}\nprint(*[name for name in {HEAVY!r} if name in sys.modules and name not in before])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", full],
+        [sys.executable, "-P", "-c", full],
         capture_output=True,
         text=True,
         check=False,

@@ -25,7 +25,7 @@ def killed(dynamodb_local: str) -> dict[str, Made]:
     for step in STEPS:
         places[step] = dynamodb(FakeClock(), dynamodb_local)
         table = places[step].store.table_name
-        program = [sys.executable, "-c", _PROGRAM, *environment_path, "--", dynamodb_local, table, step, str(START_MS)]
+        program = [sys.executable, "-P", "-c", _PROGRAM, *environment_path, "--", dynamodb_local, table, step, str(START_MS)]
         processes[step] = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     for step, process in processes.items():
         said, _ = process.communicate(timeout=60)

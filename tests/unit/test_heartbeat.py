@@ -384,7 +384,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
     done = subprocess.run(
-        [sys.executable, "-c", story], env=inherited_path(), capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-P", "-c", story], env=inherited_path(), capture_output=True, text=True, timeout=30, check=False
     )
 
     assert (done.returncode, done.stderr) == (0, "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from contextvars import ContextVar
 from typing import Any
@@ -218,3 +220,28 @@ def test_a_wait_that_the_store_was_given_is_used_in_a_thread_of_its_own() -> Non
     asyncio.run(ThreadedPersistenceLayer(store).sleep_ms(7))
 
     assert slept == [(7, False)]
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    """In a process of its own, because forking one that has threads is what is tested."""
+    story = """
+import asyncio, os, warnings
+from persistence.datarecord import DataRecord
+from persistence.memory import InMemoryPersistenceLayer
+from persistence.threaded import ThreadedPersistenceLayer
+
+store = ThreadedPersistenceLayer(InMemoryPersistenceLayer())
+asyncio.run(store.claim(DataRecord("parent", "INPROGRESS", generation=1)))
+warnings.simplefilter("ignore")  # of forking with threads
+child = os.fork()
+if child == 0:
+    asyncio.run(asyncio.wait_for(store.claim(DataRecord("child", "INPROGRESS", generation=1)), 10))
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", story], env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
