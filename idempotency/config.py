@@ -22,7 +22,7 @@ class Deadline(Protocol):
         ...
 
 
-#: The context of the invocation that runs in this thread or task; nested calls find their deadline here.
+#: The context of the idempotent handler that runs in this thread or task; the calls that it makes find their deadline here.
 ambient_lambda_context: ContextVar[Deadline | None] = ContextVar("ambient_lambda_context", default=None)
 
 
@@ -106,10 +106,18 @@ class IdempotencyConfig:
         self.observers = tuple(observers)
 
     def register_lambda_context(self, lambda_context: Deadline) -> None:
-        """Make the running invocation's deadline known to the idempotent functions that it calls.
+        """Make the running invocation's deadline known to the functions of this configuration.
 
         It is kept for the calling thread or task, so concurrent invocations do not mix theirs.  A thread that was started
         without the caller's context (`contextvars.copy_context`) falls back on the context registered last.
         """
-        ambient_lambda_context.set(lambda_context)
+        registered: ContextVar[Deadline | None] = ContextVar("registered_lambda_context", default=None)
+        # Atomic, and only with the first registration: a context variable can be neither copied nor pickled.
+        self.__dict__.setdefault("_registered", registered).set(lambda_context)
         self.lambda_context = lambda_context
+
+    def registered_lambda_context(self) -> Deadline | None:
+        """The context registered in this thread or task, else the one registered last, else None."""
+        registered: ContextVar[Deadline | None] | None = self.__dict__.get("_registered")
+        own = None if registered is None else registered.get()
+        return self.lambda_context if own is None else own

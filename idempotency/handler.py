@@ -332,7 +332,7 @@ def _wait_until_ms(config: IdempotencyConfig, now_ms: int, deadline_ms: int | No
 
 def _ambient_invocation(config: IdempotencyConfig) -> Invocation:
     context = ambient_lambda_context.get()
-    return Invocation(config.lambda_context if context is None else context, is_own=False)
+    return Invocation(config.registered_lambda_context() if context is None else context, is_own=False)
 
 
 def _enter(wiring: _Wiring, prefix: str, invocation: Invocation, plan: Plan) -> _Tokens:

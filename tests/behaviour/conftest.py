@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from behaviour.kit import FORMS, CountingStore, Form, key_of
 
-from idempotency.config import ambient_lambda_context
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from doubles import FakeClock
 
@@ -35,10 +33,7 @@ def stored(store: CountingStore) -> Callable[[Any], Any]:
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No Lambda, and no context left over from another test."""
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Lambda."""
     for name in ("AWS_LAMBDA_FUNCTION_NAME", "POWERTOOLS_IDEMPOTENCY_DISABLED", "POWERTOOLS_DEV"):
         monkeypatch.delenv(name, raising=False)
-    token = ambient_lambda_context.set(None)
-    yield
-    ambient_lambda_context.reset(token)

@@ -9,12 +9,9 @@ import pytest
 from faults import ASYNC, SYNC, Bench, FaultyClient, Form
 from stores import dynamodb
 
-from idempotency.config import ambient_lambda_context
 from idempotency.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from doubles import FakeClock
 
 
@@ -42,10 +39,7 @@ def heart(monkeypatch: pytest.MonkeyPatch) -> Heartbeat:
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No Lambda, and no context left over from another test."""
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Lambda."""
     for name in ("AWS_LAMBDA_FUNCTION_NAME", "POWERTOOLS_IDEMPOTENCY_DISABLED", "POWERTOOLS_DEV"):
         monkeypatch.delenv(name, raising=False)
-    token = ambient_lambda_context.set(None)
-    yield
-    ambient_lambda_context.reset(token)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from contextvars import copy_context
+from contextvars import Context, copy_context
+from copy import copy
 from threading import Thread
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from aws_lambda_powertools.utilities.idempotency import IdempotencyConfig as TheirConfig
 from doubles import LambdaContext
 
-from idempotency.config import Deadline, IdempotencyConfig, ambient_lambda_context
+from idempotency.config import Deadline, IdempotencyConfig
 
 
 def parameters_of(function: Any) -> list[tuple[str, Any]]:
@@ -109,11 +110,21 @@ def test_a_registered_context_is_found_by_the_calls_of_its_thread_and_remembered
 
     def invocation() -> object:
         config.register_lambda_context(context)
-        return ambient_lambda_context.get()
+        config.lambda_context = None
+        return config.registered_lambda_context()
 
     assert copy_context().run(invocation) is context
+    assert config.registered_lambda_context() is None
+    config.register_lambda_context(context)
     assert config.lambda_context is context
-    assert ambient_lambda_context.get() is None
+    assert Context().run(config.registered_lambda_context) is context
+
+
+def test_a_configuration_with_a_registered_context_can_be_copied() -> None:
+    config = IdempotencyConfig("id")
+    config.register_lambda_context(LambdaContext())
+
+    assert copy(config).event_key_jmespath == "id"
 
 
 def test_concurrent_invocations_do_not_mix_their_contexts() -> None:
@@ -122,7 +133,7 @@ def test_concurrent_invocations_do_not_mix_their_contexts() -> None:
 
     def invocation(context: LambdaContext) -> None:
         config.register_lambda_context(context)
-        found[context.aws_request_id] = ambient_lambda_context.get()
+        found[context.aws_request_id] = config.registered_lambda_context()
 
     contexts = [LambdaContext(aws_request_id=str(number)) for number in range(4)]
     threads = [Thread(target=copy_context().run, args=(invocation, context)) for context in contexts]
