@@ -25,6 +25,7 @@ from typing import (
     overload,
 )
 
+from idempotency.config import IdempotencyConfig  # noqa: TC001 - users of Powertools import it from beside the decorators
 from idempotency.handler import IdempotencyHandler, Invocation
 from idempotency.serialization.base import (
     BaseIdempotencyModelSerializer,
@@ -35,7 +36,6 @@ from idempotency.serialization.functions import return_type
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from idempotency.config import IdempotencyConfig
     from idempotency.execution import Executed, Replayed
     from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, auto
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from idempotency import events
 from persistence.datarecord import DataRecord, Status
@@ -306,7 +306,10 @@ class Executed:
     Attributes:
         value: What it returned.
         record: The completed record; None if the call ran unprotected.
+        ran_now: True.
     """
+
+    ran_now: ClassVar[bool] = True
 
     value: Any = field(repr=False)
     record: DataRecord | None
@@ -319,7 +322,10 @@ class Replayed:
     Attributes:
         value: The result.
         record: The record that it comes from.
+        ran_now: False: whoever counts results has counted this one.
     """
+
+    ran_now: ClassVar[bool] = False
 
     value: Any = field(repr=False)
     record: DataRecord

@@ -38,8 +38,8 @@ USER_AGENT: Final = "lambda-idempotency"
 
 #: How long a claim is retried at most: the caller waits, and a later retry of the whole call is safe.
 CLAIM_RETRY_MS: Final = 10_000
-#: How long a completion is retried where no deadline is known: the effect has happened, and its lease is being renewed.
-COMPLETE_RETRY_MS: Final = 60_000
+#: How long a completion is retried where no deadline is known: twice as long, because the effect has happened.
+COMPLETE_RETRY_MS: Final = 20_000
 #: How long a release is retried at most: it only spares the next attempt the rest of the lease.
 RELEASE_RETRY_MS: Final = 3_000
 FETCH_RETRY_MS: Final = 5_000

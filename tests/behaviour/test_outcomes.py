@@ -37,6 +37,7 @@ def test_the_outcome_of_a_run_and_of_its_replay(form: Form, store: CountingStore
     assert ran.value is work.result
     assert isinstance(replayed, Replayed)
     assert replayed.value == {"items": [1]}
+    assert (ran.ran_now, replayed.ran_now) == (True, False)
     assert replayed.record == ran.record
     assert replayed.record.key == key_of(ORDER)
     if form.decorator != "idempotent_function":
