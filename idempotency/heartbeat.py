@@ -43,6 +43,10 @@ class Heartbeat:
     """Renews the leases that it watches.  `beat` does the work and can be called by hand; the thread only calls it in time."""
 
     def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Watch nothing, without a thread.  For a forked child, which has the parent's watches and none of its threads."""
         self._watches: set[Watch] = set()
         self._changed = Condition()
         self._thread: Thread | None = None
@@ -110,11 +114,4 @@ class Heartbeat:
 
 
 heartbeat = Heartbeat()
-
-
-def _renew_after_fork() -> None:
-    """A forked child has none of the parent's threads, and none of its attempts."""
-    heartbeat.__init__()  # type: ignore[misc]  # pragma: no cover - runs in the child that test_heartbeat.py forks
-
-
-os.register_at_fork(after_in_child=_renew_after_fork)
+os.register_at_fork(after_in_child=heartbeat.begin_anew)

@@ -126,7 +126,7 @@ class Story:
 
         def sleep_ms(ms: float) -> None:
             held.meet()
-            time.sleep(ms / 1000)
+            time.sleep(ms / 1000)  # as the store would have done
 
         store.sleep_ms = sleep_ms
         with patch.object(payments, "charge", held), payments.pay.override(persistence_store=store, config=config):

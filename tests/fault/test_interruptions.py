@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from threading import Event
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -328,37 +329,26 @@ def test_a_coroutine_that_is_closed_while_it_runs_releases_its_key(bench: Bench)
     assert bench.peek(KEY) is None
 
 
+def durable(bench: Bench) -> Any:
+    """The context of a durable execution, in the form in which the library reads it."""
+    state = SimpleNamespace(durable_execution_arn="arn:a", operations=("execution", "step"))
+    return SimpleNamespace(lambda_context=LambdaContext(clock=bench.clock), state=state)
+
+
 def test_an_interrupted_replay_of_a_durable_execution_keeps_the_executions_claim(bench: Bench) -> None:
     """The claim is older than the replay: given up, a second execution could begin between this one's steps."""
-
-    class State:
-        durable_execution_arn = "arn:a"
-        operations = ("execution", "step")
-
-    class Durable:
-        lambda_context = LambdaContext(clock=bench.clock)
-        state = State()
-
     pay: Any = SYNC.handler(lambda _event: raise_suspended(), bench.store)
     with pytest.raises(Suspended):
-        pay(ORDER, Durable())
+        pay(ORDER, durable(bench))
     bench.client.at("put_item", 1, lost(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        pay(ORDER, Durable())
+        pay(ORDER, durable(bench))
 
     assert bench.peek(KEY)["status"] == "INPROGRESS"
 
 
 def test_a_cancelled_replay_of_a_durable_execution_keeps_the_executions_claim(bench: Bench) -> None:
     """As `test_an_interrupted_replay_of_a_durable_execution_keeps_the_executions_claim`, for an async handler."""
-
-    class State:
-        durable_execution_arn = "arn:a"
-        operations = ("execution", "step")
-
-    class Durable:
-        lambda_context = LambdaContext(clock=bench.clock)
-        state = State()
 
     async def story() -> None:
         gate = Gate()
@@ -368,9 +358,9 @@ def test_a_cancelled_replay_of_a_durable_execution_keeps_the_executions_claim(be
             raise_suspended()
 
         with pytest.raises(Suspended):
-            await pay(ORDER, Durable())
+            await pay(ORDER, durable(bench))
         bench.client.at("put_item", 1, before(gate.hold))
-        task = asyncio.create_task(pay(ORDER, Durable()))
+        task = asyncio.create_task(pay(ORDER, durable(bench)))
         await gate.entered()
         task.cancel()
         await asyncio.sleep(0)
@@ -387,19 +377,11 @@ def test_a_cancelled_replay_of_a_durable_execution_keeps_the_executions_claim(be
 def test_a_durable_execution_whose_process_ends_keeps_its_claim(bench: Bench, exit_: type[BaseException]) -> None:
     """Lambda repeats the invocation, and the execution goes on with the steps that it has done."""
 
-    class State:
-        durable_execution_arn = "arn:a"
-        operations = ("execution",)
-
-    class Durable:
-        lambda_context = LambdaContext(clock=bench.clock)
-        state = State()
-
     def end(_event: Any) -> None:
         raise exit_
 
     pay: Any = SYNC.handler(end, bench.store)
     with pytest.raises(exit_):
-        pay(ORDER, Durable())
+        pay(ORDER, durable(bench))
 
     assert bench.peek(KEY)["status"] == "INPROGRESS"
