@@ -109,8 +109,7 @@ def _command(java: str, scratch: Path, port: int) -> list[str]:
         "-Djava.library.path=./DynamoDBLocal_lib",
         "-jar",
         "DynamoDBLocal.jar",
-        "-inMemory",
-        "-sharedDb",
+        "-inMemory",  # and no -sharedDb: each Region has a database of its own
         "-disableTelemetry",
         "-port",
         str(port),
