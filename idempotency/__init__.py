@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         IdempotencyValidationError,
     )
     from persistence.memory import InMemoryPersistenceLayer
+    from persistence.offload import ResultOffload, S3ResultOffload
 
 __version__ = "0.1.0"
 
@@ -93,6 +94,8 @@ __all__ = [
     "Observer",
     "PydanticSerializer",
     "Replayed",
+    "ResultOffload",
+    "S3ResultOffload",
     "current_attempt",
     "idempotent",
     "idempotent_function",
@@ -124,6 +127,8 @@ _HOMES = {
     "BasePersistenceLayer": "persistence.base",
     "DataRecord": "persistence.datarecord",
     "DynamoDBPersistenceLayer": "persistence.dynamodb",
+    "ResultOffload": "persistence.offload",
+    "S3ResultOffload": "persistence.offload",
     "InMemoryPersistenceLayer": "persistence.memory",
     "BaseError": "persistence.exceptions",
     "IdempotencyAlreadyInProgressError": "persistence.exceptions",

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import random
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, assert_never
 
 from idempotency.attempt import Attempt, restore, running_attempt
-from idempotency.events import notify
+from idempotency.events import Throttled, notify
 from idempotency.execution import (
     STORED,
     Claim,
@@ -21,6 +22,8 @@ from idempotency.execution import (
     Fetch,
     Found,
     Granted,
+    Load,
+    Loaded,
     Notify,
     Outcome,
     Plan,
@@ -32,24 +35,28 @@ from idempotency.execution import (
     Returned,
     Run,
     Unanswered,
+    Unloadable,
     Unstorable,
     Wait,
     execution,
 )
 from idempotency.heartbeat import Watch, heartbeat
 from persistence.exceptions import (
+    BaseError,
     IdempotencyItemAlreadyExistsError,
     IdempotencyLeaseLostError,
     IdempotencyResultNotKeptError,
 )
+from persistence.notices import call_notices
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from idempotency.events import Observer
     from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
     from persistence.datarecord import DataRecord
+    from persistence.notices import Throttling
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -81,6 +88,7 @@ class Call(NamedTuple):
 def drive(call: Call, store: BasePersistenceLayer, cached: Refused | None = None) -> Outcome:
     """Carry one call out, from its claim to its outcome.  Errors of the store propagate."""
     performer = _Performer(call, store)
+    perform = performer.perform_observed if call.plan.is_observed else performer.perform
     steps = execution(call.plan, cached)
     reply: Reply = None
     try:
@@ -90,7 +98,7 @@ def drive(call: Call, store: BasePersistenceLayer, cached: Refused | None = None
             except StopIteration as end:
                 outcome: Outcome = end.value
                 return outcome
-            reply = performer.perform(effect)
+            reply = perform(effect)
     finally:
         performer.stop_heartbeat()
 
@@ -98,6 +106,7 @@ def drive(call: Call, store: BasePersistenceLayer, cached: Refused | None = None
 async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused | None = None) -> Outcome:
     """As `drive`, for an async function."""
     performer = _AsyncPerformer(call, store)
+    perform = performer.perform_observed if call.plan.is_observed else performer.perform
     steps = execution(call.plan, cached)
     reply: Reply = None
     try:
@@ -107,7 +116,7 @@ async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused |
             except StopIteration as end:
                 outcome: Outcome = end.value
                 return outcome
-            reply = await performer.perform(effect)
+            reply = await perform(effect)
     finally:
         performer.stop_heartbeat()
 
@@ -123,6 +132,22 @@ class _Watched:
     def stop_heartbeat(self) -> None:
         if self._watch is not None:
             heartbeat.forget(self._watch)
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Collect the store's notices, and tell the observers of them in the thread of the call."""
+        notices: list[Throttling] = []
+        token = call_notices.set(notices)
+        try:
+            yield
+        finally:
+            restore(call_notices, token)
+            for operation, requests, reasons in notices:
+                key, at_ms = self.call.plan.key, self.clock_ms()
+                notify(
+                    self.call.observers,
+                    Throttled(key=key, at_ms=at_ms, operation=operation, requests=requests, reasons=reasons),
+                )
 
     def attempt(self, granted: DataRecord) -> Attempt:
         return Attempt(self.call.plan.key, granted.owner_token, granted.generation, granted.in_progress_expiry_timestamp)
@@ -159,8 +184,10 @@ class _Watched:
             return Fenced(error.record, now_ms)
         if isinstance(effect, Complete) and isinstance(error, IdempotencyResultNotKeptError) and effect.record.result_kept:
             return Unstorable(error, now_ms)
-        if isinstance(effect, Release):
+        if isinstance(effect, (Release, Renew)):
             return Unanswered(error, now_ms)
+        if isinstance(effect, Load) and isinstance(error, BaseError):
+            return Unloadable(error)
         raise error
 
 
@@ -168,6 +195,13 @@ class _Performer(_Watched):
     def __init__(self, call: Call, store: BasePersistenceLayer) -> None:
         super().__init__(call, store.clock_ms)
         self.store = store
+
+    def perform_observed(self, effect: Effect) -> Reply:
+        """As `perform`; observers hear what the store meets.  Not what stores meet that the function uses, or an observer."""
+        if isinstance(effect, (Run, Notify)):
+            return self.perform(effect)
+        with self.noticing():
+            return self.perform(effect)
 
     def perform(self, effect: Effect) -> Reply:
         try:
@@ -189,13 +223,18 @@ class _Performer(_Watched):
                     notify(self.call.observers, event)
                 case Wait(tries, at_most_ms):
                     self.store.sleep_ms(pause_ms(tries, at_most_ms))
-                case Fetch():
-                    return Found(self.store.fetch(self.call.plan.key), self.clock_ms())
+                case Fetch() | Load():
+                    return self._read(effect)
                 case _:
                     assert_never(effect)
         except Exception as error:  # noqa: BLE001 - sorted out there
             return self.failed(effect, error)
         return None
+
+    def _read(self, effect: Fetch | Load) -> Reply:
+        if isinstance(effect, Load):
+            return Loaded(self.store.load(effect.record))
+        return Found(self.store.fetch(self.call.plan.key), self.clock_ms())
 
     def _claim(self, supersedes: DataRecord | None) -> Reply:
         offer = self.call.plan.offer(supersedes, self.clock_ms())
@@ -232,6 +271,13 @@ class _AsyncPerformer(_Watched):
         super().__init__(call, store.clock_ms)
         self.store = store
 
+    async def perform_observed(self, effect: Effect) -> Reply:
+        """As `_Performer.perform_observed`."""
+        if isinstance(effect, (Run, Notify)):
+            return await self.perform(effect)
+        with self.noticing():
+            return await self.perform(effect)
+
     async def perform(self, effect: Effect) -> Reply:
         try:
             match effect:
@@ -252,13 +298,18 @@ class _AsyncPerformer(_Watched):
                     notify(self.call.observers, event)
                 case Wait(tries, at_most_ms):
                     await self.store.sleep_ms(pause_ms(tries, at_most_ms))
-                case Fetch():
-                    return Found(await self.store.fetch(self.call.plan.key), self.clock_ms())
+                case Fetch() | Load():
+                    return await self._read(effect)
                 case _:
                     assert_never(effect)
         except Exception as error:  # noqa: BLE001 - sorted out there
             return self.failed(effect, error)
         return None
+
+    async def _read(self, effect: Fetch | Load) -> Reply:
+        if isinstance(effect, Load):
+            return Loaded(await self.store.load(effect.record))
+        return Found(await self.store.fetch(self.call.plan.key), self.clock_ms())
 
     async def _claim(self, supersedes: DataRecord | None) -> Reply:
         import asyncio

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Why a call was turned away.
-Reason: TypeAlias = Literal["in progress", "orphaned", "payload mismatch", "result not kept", "inconsistent state"]
+Reason: TypeAlias = Literal[
+    "in progress", "orphaned", "payload mismatch", "result not kept", "result not loaded", "inconsistent state"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,7 @@ class Replayed(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused(_Event):
-    """The call was turned away: by an attempt in progress or orphaned, another payload, or a result that was not kept."""
+    """The call was turned away: by an attempt in progress or orphaned, another payload, or a result not kept or not readable."""
 
     reason: Reason
     holder: str
@@ -91,6 +93,26 @@ class LeaseLost(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicationConflict(_Event):
+    """Besides `LeaseLost`: the record that replaced ours was written in another Region of a global table."""
+
+    region: str
+    winner_region: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throttled(_Event):
+    """The store refused a request for now, *requests* times; whether it was answered in the end, the next event tells.
+
+    *reasons* are the service's, such as `TableWriteKeyRangeThroughputExceeded` (a hot partition); empty if it gave none.
+    """
+
+    operation: str
+    requests: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultNotKept(_Event):
     """The function ran and its result could not be stored; retries are refused and do not run it again."""
 
@@ -99,7 +121,18 @@ class ResultNotKept(_Event):
 
 
 Event: TypeAlias = (
-    Claimed | TakenOver | RecoveredOwnWrite | Replayed | Refused | Waited | Completed | Released | LeaseLost | ResultNotKept
+    Claimed
+    | TakenOver
+    | RecoveredOwnWrite
+    | Replayed
+    | Refused
+    | Waited
+    | Completed
+    | Released
+    | LeaseLost
+    | ReplicationConflict
+    | ResultNotKept
+    | Throttled
 )
 
 

@@ -207,13 +207,20 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Get the result of a completed record that keeps it in another form, or elsewhere."""
+
+    record: DataRecord
+
+
+@dataclass(frozen=True, slots=True)
 class Notify:
     """Tell the observers."""
 
     event: events.Event
 
 
-Effect: TypeAlias = Claim | Run | Complete | Release | Renew | Wait | Fetch | Notify
+Effect: TypeAlias = Claim | Run | Complete | Release | Renew | Wait | Fetch | Load | Notify
 
 
 # Replies
@@ -279,7 +286,7 @@ class Fenced:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """To `Release`: the store failed."""
+    """To `Release` and `Renew`: the store failed."""
 
     error: Exception
     now_ms: int
@@ -293,7 +300,23 @@ class Found:
     now_ms: int
 
 
-Reply: TypeAlias = Granted | Refused | Returned | Raised | Unstorable | Stored | Fenced | Unanswered | Found | None
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """To `Load`: the record with its result."""
+
+    record: DataRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Unloadable:
+    """To `Load`: the result is gone, or the store failed."""
+
+    error: BaseError
+
+
+Reply: TypeAlias = (
+    Granted | Refused | Returned | Raised | Unstorable | Stored | Fenced | Unanswered | Found | Loaded | Unloadable | None
+)
 
 
 # Outcomes
@@ -343,7 +366,7 @@ class Rejected:
     """The caller gets *error* instead of a result, because of *cause*, where there is one."""
 
     error: BaseError
-    cause: Exception | None = None
+    cause: BaseException | None = None
 
 
 Outcome: TypeAlias = Executed | Replayed | Failed | Rejected
@@ -424,7 +447,7 @@ def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]
             supersedes, refused = existing, None
         elif verdict is Verdict.RUN:
             granted = yield from _recovered(plan, existing, now_ms)
-            if isinstance(granted, DataRecord):
+            if not isinstance(granted, Refused):
                 return granted
             refused = granted
         elif verdict is Verdict.IN_PROGRESS and plan.wait_until_ms is not None and now_ms < plan.wait_until_ms:
@@ -435,15 +458,25 @@ def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]
             return (yield from _answered(plan, existing, verdict, refused))
 
 
-def _recovered(plan: Plan, existing: DataRecord, now_ms: int) -> Steps[DataRecord | Refused]:
-    """Go on with a claim of ours that is stored already.  Refused if it is lost in this very moment."""
+def _recovered(plan: Plan, existing: DataRecord, now_ms: int) -> Steps[DataRecord | Refused | Rejected]:
+    """Go on with a claim of ours that is stored already.
+
+    Refused if it is lost in this very moment; rejected if its lease is over and could not be renewed.
+    """
     granted = plan.recovered(existing)
     # Its lease may have run for long: a durable execution's, or that of a slow answer.  A claim without one holds as it is.
     if plan.lease_ms is not None and existing.in_progress_expiry_timestamp is not None:
-        granted = plan.renewed(granted, now_ms)
-        reply = yield Renew(granted)
+        renewed = plan.renewed(granted, now_ms)
+        reply = yield Renew(renewed)
         if isinstance(reply, Fenced):
             return Refused(reply.existing, reply.now_ms)
+        if isinstance(reply, Stored):
+            granted = renewed
+        else:
+            unanswered = _expect(Unanswered, reply)
+            if plan.takes_over_orphans and is_orphaned(existing, unanswered.now_ms):
+                return Rejected(_expect(BaseError, unanswered.error), unanswered.error.__cause__)
+            # Else the lease lasts as it did, and the heartbeat renews it as soon as it can.
     if plan.is_observed:
         yield Notify(events.RecoveredOwnWrite(key=plan.key, at_ms=now_ms, generation=granted.generation))
     yield from _tell_claimed(plan, granted, now_ms)
@@ -468,14 +501,28 @@ def _waited(plan: Plan, until_ms: int, start_ms: int) -> Steps[Found]:
 def _answered(plan: Plan, existing: DataRecord, verdict: Verdict, refused: Refused) -> Steps[Outcome]:
     """How the call ends without running the function."""
     if verdict is Verdict.REPLAY and existing.result_kept:
-        if plan.is_observed:
-            source: Literal["cache", "store"] = "cache" if refused.from_cache else "store"
-            yield Notify(events.Replayed(key=plan.key, at_ms=refused.now_ms, source=source, holder=existing.holder))
-        return Replayed(None, existing)
-    reason, error = _refusal(plan, existing, verdict)
+        loaded = yield from _loaded(existing)
+        if isinstance(loaded, Loaded):
+            if plan.is_observed:
+                source: Literal["cache", "store"] = "cache" if refused.from_cache else "store"
+                yield Notify(events.Replayed(key=plan.key, at_ms=refused.now_ms, source=source, holder=existing.holder))
+            return Replayed(None, loaded.record)
+        reason: events.Reason = "result not loaded"
+        error, cause = loaded.error, loaded.error.__cause__
+    else:
+        reason, error = _refusal(plan, existing, verdict)
+        cause = None
     if plan.is_observed:
         yield Notify(events.Refused(key=plan.key, at_ms=refused.now_ms, reason=reason, holder=existing.holder))
-    return Rejected(error)
+    return Rejected(error, cause)
+
+
+def _loaded(record: DataRecord) -> Steps[Loaded | Unloadable]:
+    """The completed record with its result.  Almost every record has it already."""
+    if record.packed_result is None:
+        return Loaded(record)
+    reply = yield Load(record)
+    return reply if isinstance(reply, Unloadable) else _expect(Loaded, reply)
 
 
 def _refusal(plan: Plan, existing: DataRecord, verdict: Verdict) -> tuple[events.Reason, BaseError]:
@@ -533,18 +580,29 @@ def _lost(plan: Plan, granted: DataRecord, fenced: Fenced) -> Steps[Outcome]:
     if existing is None:
         found = _expect(Found, (yield Fetch()))
         existing, now_ms = found.existing, found.now_ms
-    if plan.is_observed:
-        winner = "" if existing is None else existing.holder
-        yield Notify(events.LeaseLost(key=plan.key, at_ms=now_ms, generation=granted.generation, winner_holder=winner))
+    yield from _tell_lost(plan, granted, existing, now_ms)
     if existing is not None and existing.result_kept and judge(existing, now_ms, plan) is Verdict.REPLAY:
-        return Replayed(None, existing)
+        loaded = yield from _loaded(existing)
+        if isinstance(loaded, Loaded):
+            return Replayed(None, loaded.record)
     return Rejected(
         IdempotencyLeaseLostError(
-            f"The function ran, but its lease had ended and another attempt owns idempotency key {plan.key}. "
+            f"The function ran, but {_loss(granted, existing)} and another attempt owns idempotency key {plan.key}. "
             "Retry the call to get that attempt's result",
             record=existing,
         )
     )
+
+
+def _loss(granted: DataRecord, existing: DataRecord | None) -> str:
+    """How the attempt lost its key, as far as it can know."""
+    if existing is None or not _is_of_another_region(granted, existing):
+        return "its lease had ended"
+    return f"its claim in {granted.region} was replaced by one in {existing.region}"
+
+
+def _is_of_another_region(granted: DataRecord, existing: DataRecord) -> bool:
+    return bool(granted.region and existing.region and granted.region != existing.region)
 
 
 def _failed(plan: Plan, granted: DataRecord, error: BaseException, now_ms: int) -> Steps[Outcome]:
@@ -556,8 +614,8 @@ def _failed(plan: Plan, granted: DataRecord, error: BaseException, now_ms: int) 
         case Stored():
             event: events.Event = events.Released(key=plan.key, at_ms=now_ms, generation=granted.generation)
         case Fenced(existing, now_ms):
-            winner = "" if existing is None else existing.holder
-            event = events.LeaseLost(key=plan.key, at_ms=now_ms, generation=granted.generation, winner_holder=winner)
+            yield from _tell_lost(plan, granted, existing, now_ms)
+            return Failed(error)
         case Unanswered(trouble, now_ms):
             error.add_note(f"Besides, the claim of idempotency key {plan.key} could not be released: {trouble}")
             event = events.Released(key=plan.key, at_ms=now_ms, generation=granted.generation, error=type(trouble).__name__)
@@ -574,6 +632,16 @@ def _tell_claimed(plan: Plan, granted: DataRecord, now_ms: int) -> Steps[None]:
     if granted.took_over:
         yield Notify(events.TakenOver(key=plan.key, at_ms=now_ms, generation=granted.generation))
     yield Notify(events.Claimed(key=plan.key, at_ms=now_ms, generation=granted.generation))
+
+
+def _tell_lost(plan: Plan, granted: DataRecord, existing: DataRecord | None, now_ms: int) -> Steps[None]:
+    if not plan.is_observed:
+        return
+    winner = "" if existing is None else existing.holder
+    yield Notify(events.LeaseLost(key=plan.key, at_ms=now_ms, generation=granted.generation, winner_holder=winner))
+    if existing is not None and _is_of_another_region(granted, existing):
+        conflict = events.ReplicationConflict(key=plan.key, at_ms=now_ms, region=granted.region, winner_region=existing.region)
+        yield Notify(conflict)
 
 
 def _in_progress(plan: Plan, existing: DataRecord) -> IdempotencyAlreadyInProgressError:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
-from persistence.datarecord import DataRecord, Status
-from persistence.exceptions import IdempotencyResultNotKeptError
+from persistence.datarecord import DataRecord, OffloadedResult, Status
 
 Item: TypeAlias = dict[str, dict[str, Any]]
 Request: TypeAlias = dict[str, Any]
@@ -53,20 +52,42 @@ class ItemFormat:
     generation_attr: str
     holder_attr: str
     result_not_kept_attr: str
+    region_attr: str
 
     def __post_init__(self) -> None:
         if self.sort_key_attr == self.key_attr:
             raise ValueError(f"key_attr [{self.key_attr}] and sort_key_attr [{self.sort_key_attr}] cannot be the same!")
         users: dict[str, str] = {}
-        for field in fields(self):
-            name = getattr(self, field.name)
-            if field.name == "static_pk_value" or (field.name == "sort_key_attr" and name is None):
-                continue
+        for field, name in self._named():
             if not isinstance(name, str) or not name:
-                raise ValueError(f"{field.name} must be an attribute's name, not {name!r}")
+                raise ValueError(f"{field} must be an attribute's name, not {name!r}")
             if name in users:
-                raise ValueError(f"{users[name]} and {field.name} cannot both be [{name}]")
-            users[name] = field.name
+                raise ValueError(f"{users[name]} and {field} cannot both be [{name}]")
+            users[name] = field
+
+    def _named(self) -> list[tuple[str, Any]]:
+        """Each option that is an attribute's name, and the name."""
+        named = [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "static_pk_value"]
+        return [(option, name) for option, name in named if option != "sort_key_attr" or name is not None]
+
+    @property
+    def attributes(self) -> frozenset[str]:
+        """The names of all attributes that a record may have."""
+        return frozenset(name for _, name in self._named())
+
+    @property
+    def hot_partition(self) -> str:
+        """What it means that one partition key value gets more requests than a partition serves.
+
+        https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/bp-partition-key-design.html
+        """
+        if self.sort_key_attr is None:
+            return "one key is hot; a partition serves 1,000 write and 3,000 read units a second."
+        return (
+            f"a hot partition. All records of {self.key_attr}={self.static_pk_value!r} share one partition key value, and with "
+            "it 1,000 write and 3,000 read units a second; a table without a sort key, or several values of static_pk_value, "
+            "would spread them."
+        )
 
     def key(self, idempotency_key: str) -> Item:
         """The primary key of the record's item."""
@@ -81,18 +102,21 @@ class ItemFormat:
             ValueError: the item is no idempotency record under these attribute names.
         """
         try:
+            response_data, packed_result = _result(item.get(self.data_attr))
             return DataRecord(
                 item[self.key_attr]["S"],
                 item[self.status_attr]["S"],
                 _number(item.get(self.expiry_attr)),
                 _number(item.get(self.in_progress_expiry_attr)),
-                _text(item.get(self.data_attr)),
+                response_data,
                 _text(item.get(self.validation_key_attr)),
                 item[self.sort_key_attr]["S"] if self.sort_key_attr else None,
                 owner_token=_text(item.get(self.owner_token_attr)),
                 generation=_number(item.get(self.generation_attr)) or 0,
                 holder=_text(item.get(self.holder_attr)),
                 result_kept=self.result_not_kept_attr not in item,
+                packed_result=packed_result,
+                region=_text(item.get(self.region_attr)),
             )
         except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The item is no idempotency record: {type(error).__name__} at {error}") from None
@@ -102,7 +126,7 @@ class ItemFormat:
 
         An offer that has seen no record supersedes none.
         """
-        item = self._item(offer)
+        item = self._claimed(offer)
         condition, names, values = "attribute_not_exists(#id)", {"#id": self.key_attr}, None
         if offer.supersedes is not None:
             superseded, superseded_names, values = self._superseded(offer, offer.supersedes, now_ms)
@@ -113,21 +137,56 @@ class ItemFormat:
             request["ExpressionAttributeValues"] = values
         return request
 
-    def _item(self, record: DataRecord) -> Item:
-        """What a claim and a restored record have in common."""
+    def item(self, record: DataRecord) -> Item:
+        """The whole item of a record."""
+        item = self._claimed(record)
+        if not record.result_kept or record.response_data or record.packed_result is not None:
+            name, value = self._outcome(record)
+            item[name] = value
+        return item
+
+    def _claimed(self, record: DataRecord) -> Item:
+        """The item of a record without its result."""
         item = self.key(record.key)
-        item[self.expiry_attr] = {"N": str(record.expiry_timestamp)}
         item[self.status_attr] = {"S": record.stored_status}
+        if record.expiry_timestamp is not None:
+            item[self.expiry_attr] = {"N": str(record.expiry_timestamp)}
         if record.in_progress_expiry_timestamp is not None:
             item[self.in_progress_expiry_attr] = {"N": str(record.in_progress_expiry_timestamp)}
         if record.owner_token:
             item[self.owner_token_attr] = {"S": record.owner_token}
-        item[self.generation_attr] = {"N": str(record.generation)}
+        if record.generation:
+            item[self.generation_attr] = {"N": str(record.generation)}
         if record.holder:
             item[self.holder_attr] = {"S": record.holder}
         if record.payload_hash:
             item[self.validation_key_attr] = {"S": record.payload_hash}
+        if record.region:
+            item[self.region_attr] = {"S": record.region}
         return item
+
+    def _outcome(self, record: DataRecord) -> tuple[str, dict[str, Any]]:
+        """The attribute that a completion adds: the result, or that there is none.
+
+        A result is a string as Powertools reads it, a binary if compressed, a map if kept elsewhere.  Powertools fails on the
+        latter two; were they in attributes of their own, it would replay None instead.
+        """
+        if not record.result_kept:
+            return self.result_not_kept_attr, {"BOOL": True}
+        packed = record.packed_result
+        if packed is None:
+            return self.data_attr, {"S": record.response_data}
+        if isinstance(packed, OffloadedResult):
+            place = {"location": {"S": packed.location}, "sha256": {"S": packed.sha256}, "size": {"N": str(packed.size)}}
+            return self.data_attr, {"M": place}
+        return self.data_attr, {"B": packed}
+
+    def size(self, record: DataRecord) -> int:
+        """The bytes that DynamoDB counts for the record's item, names included.
+
+        https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
+        """
+        return sum(len(name.encode()) + _size(value) for name, value in self.item(record).items())
 
     def _superseded(self, offer: DataRecord, generation: int, now_ms: int) -> tuple[str, dict[str, str], Item]:
         """rules.is_claimable, of that generation.  DynamoDB refuses names and values that go unused."""
@@ -143,27 +202,26 @@ class ItemFormat:
         values[":previous_generation"] = {"N": str(generation)}
         return f"{PREVIOUS_GENERATION} AND {claimable}", names, values
 
-    def get(self, idempotency_key: str) -> Request:
-        """Read the record consistently: it must show every write that was answered before."""
-        return {"Key": self.key(idempotency_key), "ConsistentRead": True}
+    def get(self, idempotency_key: str, *, is_consistent: bool = True) -> Request:
+        """Read the record; consistently if it must show every write that was answered before, else at half the price."""
+        return {"Key": self.key(idempotency_key), "ConsistentRead": is_consistent}
 
     def complete(self, record: DataRecord) -> Request:
-        """Write the result if the record is the owner's, in progress or completed already.
-
-        Raises:
-            IdempotencyResultNotKeptError: the result alone exceeds an item.
-        """
-        self._check_size(record)
-        names = {"#expiry": self.expiry_attr, "#status": self.status_attr, "#owner_token": self.owner_token_attr}
-        values: Item = {":expiry": {"N": str(record.expiry_timestamp)}, ":status": {"S": record.stored_status}}
-        if record.result_kept:
-            update = "SET #response_data = :response_data, #expiry = :expiry, #status = :status"
-            names["#response_data"] = self.data_attr
-            values[":response_data"] = {"S": record.response_data}
-        else:
-            update = "SET #result_not_kept = :result_not_kept, #expiry = :expiry, #status = :status"
-            names["#result_not_kept"] = self.result_not_kept_attr
-            values[":result_not_kept"] = {"BOOL": True}
+        """Write the result if the record is the owner's, in progress or completed already."""
+        name, outcome = self._outcome(record)
+        part = "response_data" if record.result_kept else "result_not_kept"
+        names = {
+            f"#{part}": name,
+            "#expiry": self.expiry_attr,
+            "#status": self.status_attr,
+            "#owner_token": self.owner_token_attr,
+        }
+        values: Item = {
+            f":{part}": outcome,
+            ":expiry": {"N": str(record.expiry_timestamp)},
+            ":status": {"S": record.stored_status},
+        }
+        update = f"SET #{part} = :{part}, #expiry = :expiry, #status = :status"
         if record.payload_hash:
             update += ", #validation_key = :validation_key"
             names["#validation_key"] = self.validation_key_attr
@@ -179,28 +237,20 @@ class ItemFormat:
 
     def restore(self, record: DataRecord) -> Request:
         """Write a completed record whole, if there is none.  Together with `complete`, this is rules.may_complete."""
-        item = self._item(record)
-        if record.result_kept:
-            item[self.data_attr] = {"S": record.response_data}
-        else:
-            item[self.result_not_kept_attr] = {"BOOL": True}
         return {
-            "Item": item,
+            "Item": self.item(record),
             "ConditionExpression": "attribute_not_exists(#id)",
             "ExpressionAttributeNames": {"#id": self.key_attr},
             **ALL_OLD,
         }
 
-    def _check_size(self, record: DataRecord) -> None:
-        if len(record.response_data) > MAX_ITEM_BYTES:  # the text is ASCII: characters are bytes
-            raise IdempotencyResultNotKeptError(
-                f"The result of idempotency key {record.key} has {len(record.response_data)} bytes; "
-                f"a DynamoDB item holds {MAX_ITEM_BYTES}"
-            )
-
     def renew(self, record: DataRecord) -> Request:
-        """Move the lease's end and the expiry if the record is the owner's and unfinished."""
+        """Move the lease's end and the expiry if the record is the owner's and unfinished, and its lease does not end later.
+
+        A renewal that was delayed on its way, and has been overtaken by the next one, must not set the lease back.
+        """
         condition, names, values = self._unfinished(record)
+        condition += " AND #in_progress_expiry <= :in_progress_expiry"
         return {
             "Key": self.key(record.key),
             "UpdateExpression": "SET #in_progress_expiry = :in_progress_expiry, #expiry = :expiry",
@@ -250,6 +300,30 @@ def _text(value: dict[str, Any] | None) -> str:
         return ""
     text: str = value["S"]
     return text
+
+
+def _result(value: dict[str, Any] | None) -> tuple[str, bytes | OffloadedResult | None]:
+    """The result as text, or as it is packed."""
+    if value is None or "S" in value:
+        return _text(value), None
+    if "B" in value:
+        return "", bytes(value["B"])
+    if "M" not in value:
+        return _text(value), None
+    place = value["M"]
+    return "", OffloadedResult(place["location"]["S"], place["sha256"]["S"], int(place["size"]["N"]))
+
+
+def _size(value: dict[str, Any]) -> int:
+    """The bytes that DynamoDB counts for one of the values above."""
+    [(kind, content)] = value.items()
+    if kind == "M":
+        return 3 + sum(1 + len(name) + _size(member) for name, member in content.items())
+    if kind == "S":
+        return len(content) if content.isascii() else len(content.encode())
+    if kind == "N":
+        return 2 + (len(content) + 1) // 2  # at most: a byte for two digits, and one more
+    return 1 if kind == "BOOL" else len(content)
 
 
 def _number(value: dict[str, Any] | None) -> int | None:

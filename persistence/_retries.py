@@ -7,7 +7,10 @@ https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter
 from __future__ import annotations
 
 import random
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
+
+from persistence.notices import Throttling, call_notices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,13 +24,20 @@ RESERVE_MS: Final = 100
 #: Below this much time a further request would only be cut off.
 LEAST_MS: Final = 10
 
-#: Answers that mean "not now".  https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html
-BUSY: Final = frozenset(
+#: The most that a server's wish for a pause adds to a delay, as in the SDK: a wish may be wrong.
+RETRY_AFTER_CAP_MS: Final = 5_000
+#: The server's wish, in milliseconds; botocore's standard mode obeys the same header.
+RETRY_AFTER: Final = "x-amz-retry-after"
+
+#: Whether a request of this library is being sent, in this thread or task; see `_sdk`.
+is_sending: ContextVar[bool] = ContextVar("is_sending", default=False)
+
+#: Answers that mean "too much".  https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html
+THROTTLED: Final = frozenset(
     {
         "LimitExceededException",
         "ProvisionedThroughputExceeded",
         "ProvisionedThroughputExceededException",
-        "ReplicatedWriteConflictException",
         "RequestLimitExceeded",
         "RequestThrottled",
         "RequestThrottledException",
@@ -36,9 +46,10 @@ BUSY: Final = frozenset(
         "Throttling",
         "ThrottlingException",
         "TooManyRequestsException",
-        "TransactionConflictException",
     }
 )
+#: Answers that mean "not now": besides, the item is being written by another request, in this Region or in another.
+BUSY: Final = THROTTLED | {"ReplicatedWriteConflictException", "TransactionConflictException"}
 #: Answers after which nobody knows whether the request was applied, besides any of HTTP status 5xx.
 UNKNOWN: Final = frozenset(
     {
@@ -64,9 +75,35 @@ def is_refusal(error: Exception) -> bool:
     return error_code(error) == "ConditionalCheckFailedException"
 
 
+def refusing_item(error: Exception) -> dict[str, Any] | None:
+    """The old item that a failed condition returned, {} if it returned none; None if the error is another."""
+    if not is_refusal(error):
+        return None
+    response: dict[str, Any] = getattr(error, "response", {})
+    return response.get("Item") or {}
+
+
 def is_busy(error: Exception) -> bool:
     """Whether the service refused the request for now, without having applied it."""
     return error_code(error) in BUSY
+
+
+def is_throttle(error: BaseException) -> bool:
+    """Whether the service refused the request because there are too many."""
+    return error_code(error) in THROTTLED
+
+
+def throttling_reasons(error: BaseException) -> list[tuple[str, str]]:
+    """Why a request was throttled, as (reason, resource) in the service's words; empty if it did not say.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_ThrottlingReason.html
+    """
+    if not is_throttle(error):
+        return []
+    response: dict[str, Any] = getattr(error, "response", {})
+    # ThrottlingException writes the name with a small letter.
+    reasons = response.get("ThrottlingReasons") or response.get("throttlingReasons") or []
+    return [(reason.get("reason", ""), reason.get("resource", "")) for reason in reasons if isinstance(reason, dict)]
 
 
 def is_unsent(error: Exception) -> bool:
@@ -117,11 +154,22 @@ def _metadata(error: Exception, name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
+def retry_after_ms(error: Exception) -> int:
+    """How long the server asks to wait, 0 if it does not."""
+    response: dict[str, Any] = getattr(error, "response", None) or {}
+    wish = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get(RETRY_AFTER, "")
+    try:
+        return max(0, int(wish))
+    except ValueError:  # a wish that is no number is none
+        return 0
+
+
 class Retries:
     """Sends one request until it is answered for good, or until time is up.
 
     Time is up *at_most_ms* after the first failure (None: no such limit), and just before *deadline_ms* (None: no deadline).  No
-    request but the first is sent after that, and no sleep reaches beyond it.
+    request but the first is sent after that, and no sleep reaches beyond it.  A server's wish for a pause is obeyed within that
+    time.
 
     Attributes:
         outcome_unknown: Whether any request so far may have been applied without our knowing.
@@ -147,29 +195,50 @@ class Retries:
         """The answer to the request.  Raises its last error, at once if that is an answer and not a trouble of the moment."""
         give_up_ms: int | None = None
         ceiling_ms = BASE_MS
-        while True:
-            try:
-                return operation(**request)
-            except Exception as error:
-                if is_refusal(error):  # first, because duplicates are the most common failure by far
-                    raise
-                unknown = is_unknown(error)
-                self.outcome_unknown = self.outcome_unknown or unknown or hides_tries(error)
-                if not (unknown or is_busy(error) or is_unsent(error)):
-                    raise
-                now_ms = self._clock_ms()
-                if give_up_ms is None:
-                    give_up_ms = self._time_is_up_ms(now_ms)
-                left_ms = give_up_ms - now_ms
-                if left_ms < LEAST_MS:
-                    if is_unreadable(error):
-                        raise UnreadableAnswerError(f"The answer, of HTTP status {error_code(error)}, was cut off") from None
-                    raise
-            self._sleep_ms(min(random.uniform(0, ceiling_ms), left_ms))  # noqa: S311 - jitter, not a secret
-            ceiling_ms = min(CAP_MS, 2 * ceiling_ms)
+        throttles: list[Exception] = []
+        token = is_sending.set(True)
+        try:
+            while True:
+                try:
+                    return operation(**request)
+                except Exception as error:
+                    if is_refusal(error):  # first, because duplicates are the most common failure by far
+                        raise
+                    unknown = is_unknown(error)
+                    self.outcome_unknown = self.outcome_unknown or unknown or hides_tries(error)
+                    if not (unknown or is_busy(error) or is_unsent(error)):
+                        raise
+                    if is_throttle(error):
+                        throttles.append(error)
+                    now_ms = self._clock_ms()
+                    if give_up_ms is None:
+                        give_up_ms = self._time_is_up_ms(now_ms)
+                    left_ms = give_up_ms - now_ms
+                    if left_ms < LEAST_MS:
+                        if is_unreadable(error):
+                            raise UnreadableAnswerError(f"The answer, of HTTP status {error_code(error)}, was cut off") from None
+                        raise
+                    pause_ms = random.uniform(0, ceiling_ms)  # noqa: S311 - jitter, not a secret
+                    pause_ms = max(pause_ms, min(retry_after_ms(error), pause_ms + RETRY_AFTER_CAP_MS))
+                self._sleep_ms(min(pause_ms, left_ms))
+                ceiling_ms = min(CAP_MS, 2 * ceiling_ms)
+        finally:
+            is_sending.reset(token)
+            if throttles:
+                _tell_of(throttles)
+                throttles.clear()  # each refers to this frame, and the frame to them
 
     def _time_is_up_ms(self, now_ms: int) -> int:
         limits = [] if self._at_most_ms is None else [now_ms + self._at_most_ms]
         if self._deadline_ms is not None:
             limits.append(self._deadline_ms - RESERVE_MS)
         return min(limits, default=now_ms)
+
+
+def _tell_of(throttles: list[Exception]) -> None:
+    """Leave a notice of the throttled requests of one call to whoever collects such."""
+    notices = call_notices.get()
+    if notices is not None:
+        reasons = dict.fromkeys(reason for error in throttles for reason, _ in throttling_reasons(error))
+        operation = getattr(throttles[0], "operation_name", "")
+        notices.append(Throttling(operation, len(throttles), tuple(reasons)))

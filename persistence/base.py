@@ -53,6 +53,7 @@ RELEASE_FAILED: Final = (
     "Failed to delete record from idempotency store",
     "The key stays claimed until the lease ends; a retry before that is refused.",
 )
+LOAD_FAILED: Final = ("Failed to load the stored result", "The function ran before and was not run again; retry the call.")
 RENEW_FAILED: Final = ("Failed to renew the lease in the idempotency store", "The renewal is tried again before the lease ends.")
 
 #: What a hook may say to the library, besides refusing a claim.  Everything else is a failure of the store.
@@ -125,7 +126,19 @@ class _Layer:
         if existing is None or existing.stored_status in KNOWN_STATUSES or is_expired(existing, self.clock_ms()):
             return
         unknown = IdempotencyInvalidStatusError(existing.stored_status)
-        raise _failure(CLAIM_FAILED, offer.key, unknown) from unknown
+        raise self._failure(CLAIM_FAILED, offer.key, unknown) from unknown
+
+    def _explain(self, error: Exception) -> str:  # noqa: ARG002 - for stores that know more
+        """What the store knows of a failure beyond its text; "" if nothing."""
+        return ""
+
+    def _failure(self, failed: tuple[str, str], idempotency_key: str, error: Exception) -> IdempotencyPersistenceLayerError:
+        message, advice = failed
+        explanation = self._explain(error)
+        failure = IdempotencyPersistenceLayerError(message, error, *([f" {explanation}"] if explanation else []))
+        # Notes, because users compare the text of these errors, which is Powertools' own.
+        failure.add_note(f"Idempotency key: {idempotency_key}. {advice}")
+        return failure
 
 
 class BasePersistenceLayer(_Layer, ABC):
@@ -164,7 +177,7 @@ class BasePersistenceLayer(_Layer, ABC):
         except CLAIM_ANSWERS:
             raise
         except Exception as error:
-            raise _failure(CLAIM_FAILED, offer.key, error) from error
+            raise self._failure(CLAIM_FAILED, offer.key, error) from error
         return _granted(offer, granted)
 
     def fetch(self, idempotency_key: str) -> DataRecord | None:
@@ -174,7 +187,7 @@ class BasePersistenceLayer(_Layer, ABC):
         except IdempotencyItemNotFoundError:
             return None
         except Exception as error:
-            raise _failure(FETCH_FAILED, idempotency_key, error) from error
+            raise self._failure(FETCH_FAILED, idempotency_key, error) from error
 
     def complete(self, record: DataRecord) -> None:
         """Store the holder's result.  Repeatable: a second time by the same owner changes nothing.
@@ -194,21 +207,38 @@ class BasePersistenceLayer(_Layer, ABC):
         self._translated(self._delete_record, RELEASE_FAILED, record)
 
     def renew(self, record: DataRecord) -> None:
-        """Move the holder's lease end and expiry to those of *record*.  Only for stores that support leases.
+        """Move the holder's lease end and expiry to those of *record*, unless the lease ends later already.
+
+        A request that was delayed on its way must not set a lease back.  Only for stores that support leases.
 
         Raises:
             IdempotencyLeaseLostError: the record is not an unfinished one of this owner, and is unchanged.
         """
         self._translated(self._update_record, RENEW_FAILED, record)
 
-    @staticmethod
-    def _translated(hook: Callable[..., None], failed: tuple[str, str], record: DataRecord) -> None:
+    def load(self, record: DataRecord) -> DataRecord:
+        """The completed record with its result, wherever the store keeps that.
+
+        Raises:
+            IdempotencyResultNotKeptError: the result was stored, and is gone or altered now; the function ran, once.
+            IdempotencyPersistenceLayerError: the result cannot be read at the moment.
+        """
+        if record.packed_result is None:
+            return record
+        try:
+            return record.replace(response_data=self._load_result(data_record=record), packed_result=None)
+        except IdempotencyResultNotKeptError:
+            raise
+        except Exception as error:
+            raise self._failure(LOAD_FAILED, record.key, error) from error
+
+    def _translated(self, hook: Callable[..., None], failed: tuple[str, str], record: DataRecord) -> None:
         try:
             hook(data_record=record)
         except WRITE_ANSWERS:
             raise
         except Exception as error:
-            raise _failure(failed, record.key, error) from error
+            raise self._failure(failed, record.key, error) from error
 
     @abstractmethod
     def _put_record(self, data_record: DataRecord) -> DataRecord | None:
@@ -233,6 +263,8 @@ class BasePersistenceLayer(_Layer, ABC):
     def _update_record(self, data_record: DataRecord) -> None:
         """Complete the record if `rules.may_complete`, keeping its payload hash; renew it if *data_record* is INPROGRESS.
 
+        A renewal never makes a lease end earlier.
+
         Raises:
             IdempotencyLeaseLostError: another attempt owns it; `record` is what was found.
         """
@@ -244,6 +276,14 @@ class BasePersistenceLayer(_Layer, ABC):
         Raises:
             IdempotencyLeaseLostError: it may not be deleted; `record` is what was found.
         """
+
+    def _load_result(self, data_record: DataRecord) -> str:
+        """The result behind `packed_result`.  Only for stores that pack large results.
+
+        Raises:
+            IdempotencyResultNotKeptError: it is gone, or was altered.
+        """
+        raise NotImplementedError(f"{type(self).__name__} packs no results")
 
 
 class AsyncBasePersistenceLayer(_Layer, ABC):
@@ -270,7 +310,7 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
         except CLAIM_ANSWERS:
             raise
         except Exception as error:
-            raise _failure(CLAIM_FAILED, offer.key, error) from error
+            raise self._failure(CLAIM_FAILED, offer.key, error) from error
         return _granted(offer, granted)
 
     async def fetch(self, idempotency_key: str) -> DataRecord | None:
@@ -280,7 +320,7 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
         except IdempotencyItemNotFoundError:
             return None
         except Exception as error:
-            raise _failure(FETCH_FAILED, idempotency_key, error) from error
+            raise self._failure(FETCH_FAILED, idempotency_key, error) from error
 
     async def complete(self, record: DataRecord) -> None:
         """As `BasePersistenceLayer.complete`."""
@@ -294,14 +334,24 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
         """As `BasePersistenceLayer.renew`."""
         await self._translated(self._update_record, RENEW_FAILED, record)
 
-    @staticmethod
-    async def _translated(hook: Callable[..., Awaitable[None]], failed: tuple[str, str], record: DataRecord) -> None:
+    async def load(self, record: DataRecord) -> DataRecord:
+        """As `BasePersistenceLayer.load`."""
+        if record.packed_result is None:
+            return record
+        try:
+            return record.replace(response_data=await self._load_result(data_record=record), packed_result=None)
+        except IdempotencyResultNotKeptError:
+            raise
+        except Exception as error:
+            raise self._failure(LOAD_FAILED, record.key, error) from error
+
+    async def _translated(self, hook: Callable[..., Awaitable[None]], failed: tuple[str, str], record: DataRecord) -> None:
         try:
             await hook(data_record=record)
         except WRITE_ANSWERS:
             raise
         except Exception as error:
-            raise _failure(failed, record.key, error) from error
+            raise self._failure(failed, record.key, error) from error
 
     @abstractmethod
     async def _put_record(self, data_record: DataRecord) -> DataRecord | None:
@@ -319,15 +369,11 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
     async def _delete_record(self, data_record: DataRecord) -> None:
         """As `BasePersistenceLayer._delete_record`."""
 
+    async def _load_result(self, data_record: DataRecord) -> str:
+        """As `BasePersistenceLayer._load_result`."""
+        raise NotImplementedError(f"{type(self).__name__} packs no results")
+
 
 def _granted(offer: DataRecord, granted: object) -> DataRecord:
     """The record as granted.  A hook written for Powertools may return anything, and grants what was offered."""
     return granted if isinstance(granted, DataRecord) else offer
-
-
-def _failure(failed: tuple[str, str], idempotency_key: str, error: Exception) -> IdempotencyPersistenceLayerError:
-    message, advice = failed
-    failure = IdempotencyPersistenceLayerError(message, error)
-    # Notes, because users compare the text of these errors, which is Powertools' own.
-    failure.add_note(f"Idempotency key: {idempotency_key}. {advice}")
-    return failure

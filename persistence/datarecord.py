@@ -6,7 +6,7 @@ import datetime as dt
 import json
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from persistence.exceptions import IdempotencyInvalidStatusError
 
@@ -20,6 +20,20 @@ class Status(StrEnum):
 
 
 STATUS_CONSTANTS: Final = MappingProxyType({status.value: status.value for status in Status})
+
+
+class OffloadedResult(NamedTuple):
+    """Where a result is kept that is too large for its record.
+
+    Attributes:
+        location: What the offload that stored it calls the place, such as `s3://bucket/key`.
+        sha256: Digest of the stored bytes, in hex.
+        size: How many bytes are stored.
+    """
+
+    location: str
+    sha256: str
+    size: int
 
 
 class DataRecord:
@@ -37,6 +51,9 @@ class DataRecord:
         generation: 1 for the first attempt at a key, one more with each that supersedes another; 0 in another library's records.
         holder: Request id of the attempt that holds or completed the record, "" where unknown.
         result_kept: False if the function ran and its result could not be stored.
+        packed_result: A large result as it is stored: compressed, or the place where it is kept.  `response_data` is then ""; the
+            store's `load` returns the record with it.
+        region: The AWS Region whose replica of the table the record was written to, "" where that is not recorded.
         deadline_ms: Never stored.  When the holder must be done, in epoch milliseconds: a store does not retry beyond it.
         takes_over_orphans: Never stored.  False if a claim must be refused by an INPROGRESS record however old it is.
         supersedes: Never stored.  In an offer, the generation of the record that it was seen to supersede; None if none was seen.
@@ -54,6 +71,8 @@ class DataRecord:
     generation: int
     holder: str
     result_kept: bool
+    packed_result: bytes | OffloadedResult | None
+    region: str
     deadline_ms: int | None
     takes_over_orphans: bool
     supersedes: int | None
@@ -73,6 +92,8 @@ class DataRecord:
         generation: int = 0,
         holder: str = "",
         result_kept: bool = True,
+        packed_result: bytes | OffloadedResult | None = None,
+        region: str = "",
         deadline_ms: int | None = None,
         takes_over_orphans: bool = True,
         supersedes: int | None = None,
@@ -90,6 +111,8 @@ class DataRecord:
             generation=generation,
             holder=holder,
             result_kept=result_kept,
+            packed_result=packed_result,
+            region=region,
             deadline_ms=deadline_ms,
             takes_over_orphans=takes_over_orphans,
             supersedes=supersedes,
@@ -120,7 +143,13 @@ class DataRecord:
         raise IdempotencyInvalidStatusError(self.stored_status)
 
     def response_json_as_dict(self) -> Any:
-        """The stored result as Python data, None if there is none.  Any JSON value, despite the name that users know."""
+        """The stored result as Python data, None if there is none.  Any JSON value, despite the name that users know.
+
+        Raises:
+            ValueError: the result is packed; only the store can load it.
+        """
+        if self.packed_result is not None:
+            raise ValueError(f"The result of idempotency key {self.key} is packed; the store's `load` unpacks it")
         return json.loads(self.response_data) if self.response_data else None
 
     def get_expiration_datetime(self) -> dt.datetime | None:

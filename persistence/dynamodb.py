@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from zlib import crc32
 
-from persistence._dynamodb_items import Item, ItemFormat
-from persistence._retries import RESERVE_MS, Retries, error_code, is_refusal
+from persistence._dynamodb_items import ItemFormat
+from persistence._large_results import ITEM_SIZE_THRESHOLD, MAX_RESULT_BYTES, UPLOAD_RESERVE_MS, LargeResults
+from persistence._regions import router
+from persistence._retries import RESERVE_MS, Retries, error_code, is_refusal, refusing_item, throttling_reasons
+from persistence._sdk import prepare
 from persistence.base import BasePersistenceLayer, call_deadline_ms
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
@@ -17,15 +20,20 @@ from persistence.exceptions import (
     IdempotencyLeaseLostError,
     IdempotencyResultNotKeptError,
 )
-from persistence.rules import is_claimable, is_completed, is_held_by, is_in_progress
+from persistence.rules import is_claimable, is_completed, is_held_by, is_in_progress, may_release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from boto3.session import Session
     from botocore.config import Config
 
+    from persistence._packing import Compression
+    from persistence._regions import HomeRegion, Replication
     from persistence.datarecord import DataRecord
+    from persistence.offload import ResultOffload
+
+logger = logging.getLogger(__name__)
 
 #: Seconds.  DynamoDB answers within milliseconds; the SDK's 60 s would outlive the invocation.
 CONNECT_TIMEOUT: Final = 1
@@ -43,6 +51,9 @@ COMPLETE_RETRY_MS: Final = 20_000
 #: How long a release is retried at most: it only spares the next attempt the rest of the lease.
 RELEASE_RETRY_MS: Final = 3_000
 FETCH_RETRY_MS: Final = 5_000
+#: How long a large result is uploaded or downloaded where no deadline is known.
+UPLOAD_RETRY_MS: Final = 20_000
+DOWNLOAD_RETRY_MS: Final = 5_000
 
 #: Clients are made one at a time: boto3's default session is not safe to create clients from in several threads.
 #: https://boto3.amazonaws.com/v1/documentation/api/latest/guide/clients.html#multithreading-or-multiprocessing-with-clients
@@ -61,9 +72,10 @@ class DynamoDBClient(Protocol):
 class DynamoDBPersistenceLayer(BasePersistenceLayer):
     """Keeps records in a DynamoDB table; needs GetItem, PutItem, UpdateItem and DeleteItem on it, nothing else.
 
-    Construction reads no configuration and sends nothing.  `client` is made at once inside Lambda, at its first use elsewhere,
-    and may be replaced at any time, as may `table_name`.  A client made here has timeouts of 1 s (connect) and 2 s (read), and
-    this store does the retries; one that is given is used exactly as it is, its own retries included.
+    Construction reads no configuration and sends nothing.  `client` is made at once inside Lambda, at its first use elsewhere or
+    with home Regions, and may be replaced at any time, as may `table_name`.  A client made here has timeouts of 1 s (connect)
+    and 2 s (read); one that is given keeps its own, and all its settings.  Either way this store does the retries of its own
+    requests, because the SDK's know no deadline.
 
     The table's TTL, if enabled, belongs on *expiry_attr*.
 
@@ -84,9 +96,26 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
         generation_attr: How many attempts have held the key.
         holder_attr: The request id of the attempt that holds or completed the record.
         result_not_kept_attr: Present on the record of a call that ran and whose result could not be stored.
+        compression: `"gzip"`, or `"zstd"` (Python 3.14, or the extra `zstd`), for results that make an item larger than the
+            threshold; None to leave them as they are.  Compressed results are a binary, which Powertools cannot read.
+        item_size_threshold: In bytes, names included.  An item over it has its result compressed and then offloaded.  A low one,
+            such as 4 KB, keeps items small: a duplicate that is refused by a large item is billed by that item's size.
+        result_offload: Where a result is kept that makes the item too large even if compressed; see `S3ResultOffload`.
+        max_result_bytes: No larger result is kept, nor is more than that ever decompressed.
+        read_first: Whether a claim begins with an eventually consistent read, and writes only if that finds no completed record.
+            Cheaper where most calls are duplicates; where they are not, a read for nothing.
+        replication: Of a global table: `"eventual"` (MREC), where each record then tells the Region that wrote it, or `"strong"`
+            (MRSC).  None for a table in one Region.
+        home_region: With eventual replication, the Region that serves a key: one for all keys, several that share the keys by a
+            stable hash, or a function from key to Region.  Without it, two Regions can claim one key within the replication's
+            delay, which is detected when the loser completes, if the winner's write has arrived by then.
+        region_clients: The client for each home Region.  One that is left out is *boto3_client* if that is of this Region, else
+            made with *boto_config* and *boto3_session*.
+        region_attr: The Region that wrote the record, with eventual replication.
 
     Raises:
-        ValueError: an attribute's name is empty or used twice.
+        ValueError: an attribute's name is empty or used twice, or an option makes no sense.
+        IdempotencyPersistenceConfigError: the compression is not installed.
     """
 
     supports_leases = True
@@ -109,6 +138,16 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
         generation_attr: str = "generation",
         holder_attr: str = "holder",
         result_not_kept_attr: str = "result_not_kept",
+        *,
+        compression: Compression | None = "gzip",
+        item_size_threshold: int = ITEM_SIZE_THRESHOLD,
+        result_offload: ResultOffload | None = None,
+        max_result_bytes: int = MAX_RESULT_BYTES,
+        read_first: bool = False,
+        replication: Replication | None = None,
+        home_region: HomeRegion | None = None,
+        region_clients: Mapping[str, DynamoDBClient] | None = None,
+        region_attr: str = "region",
     ) -> None:
         super().__init__()
         if not isinstance(table_name, str) or not table_name:
@@ -129,43 +168,91 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
             generation_attr=generation_attr,
             holder_attr=holder_attr,
             result_not_kept_attr=result_not_kept_attr,
+            region_attr=region_attr,
         )
+        self._results = LargeResults(
+            self._items,
+            compression=compression,
+            item_size_threshold=item_size_threshold,
+            max_result_bytes=max_result_bytes,
+            offload=result_offload,
+        )
+        self.read_first = read_first
+        self._home_of = router(replication, home_region)
+        if self._home_of is not None and table_name.startswith("arn:"):
+            raise ValueError(f"home_region needs the table's name; {table_name} is an ARN, which names one Region")
+        if region_clients is not None and self._home_of is None:
+            raise ValueError("region_clients is for home_region; without it, every key is served by boto3_client")
+        self._tells_region = replication == "eventual"
+        self._region_clients = dict(region_clients or {})
+        for client in self._region_clients.values():
+            prepare(client)
+        self._prepared: DynamoDBClient | None = None
         self._boto_config = boto_config
         self._boto3_session = boto3_session
         if boto3_client is not None:
             self.client = boto3_client
-        elif "AWS_LAMBDA_FUNCTION_NAME" in os.environ and "AWS_DEFAULT_REGION" in os.environ:
+        elif "AWS_LAMBDA_FUNCTION_NAME" in os.environ and "AWS_DEFAULT_REGION" in os.environ and self._home_of is None:
             _ = self.client  # Lambda's init phase has a whole vCPU whatever the memory size, and is the place for slow set-up
 
     @cached_property
     def client(self) -> DynamoDBClient:
         """The DynamoDB client in use."""
         with _client_lock:
-            if "client" in self.__dict__:  # another thread was first
-                made: DynamoDBClient = self.__dict__["client"]
-                return made
-            import boto3  # here: who gives a client, or never calls, does not pay for the import
-            from botocore.config import Config
-
-            config = Config(
-                connect_timeout=CONNECT_TIMEOUT,
-                read_timeout=READ_TIMEOUT,
-                max_pool_connections=MAX_POOL_CONNECTIONS,
-                # The SDK knows no deadline and waits seconds when throttled; `Retries` does the retrying.
-                retries={"mode": "standard", "total_max_attempts": 1},
-                user_agent_extra=USER_AGENT,
-            )
-            if self._boto_config is not None:
-                config = config.merge(self._boto_config)
-                if config.user_agent_extra != USER_AGENT:
-                    config = config.merge(Config(user_agent_extra=f"{config.user_agent_extra} {USER_AGENT}"))
-            client = (self._boto3_session or boto3).client("dynamodb", config=config)
-            client.meta.events.register("before-parse.dynamodb", _refuse_cut_answer)
-            made = self.__dict__["client"] = client
+            if "client" not in self.__dict__:  # else another thread was first
+                self.__dict__["client"] = self._new_client(None)
+            made: DynamoDBClient = self.__dict__["client"]
             return made
+
+    def _new_client(self, region: str | None) -> DynamoDBClient:
+        import boto3  # here: who gives a client, or never calls, does not pay for the import
+        from botocore.config import Config
+
+        config = Config(
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=READ_TIMEOUT,
+            max_pool_connections=MAX_POOL_CONNECTIONS,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            user_agent_extra=USER_AGENT,
+        )
+        if self._boto_config is not None:
+            config = config.merge(self._boto_config)
+            if config.user_agent_extra != USER_AGENT:
+                config = config.merge(Config(user_agent_extra=f"{config.user_agent_extra} {USER_AGENT}"))
+        place = {} if region is None else {"region_name": region}
+        client: DynamoDBClient = (self._boto3_session or boto3).client("dynamodb", config=config, **place)
+        return client
+
+    def _own_client(self) -> DynamoDBClient:
+        """The client, prepared: it may have been replaced since the last request."""
+        client = self.client
+        if client is not self._prepared:
+            prepare(client)
+            self._prepared = client
+        return client
+
+    def _client_of(self, key: str) -> DynamoDBClient:
+        """The client of the key's home Region; without home Regions, the only one."""
+        if self._home_of is None:
+            return self._own_client()
+        region = self._home_of(key)
+        client = self._region_clients.get(region)
+        if client is not None:
+            return client
+        if "client" in self.__dict__ and _region_of(self.client) == region:
+            return self._own_client()
+        with _client_lock:
+            if region not in self._region_clients:
+                self._region_clients[region] = self._new_client(region)
+                prepare(self._region_clients[region])
+            return self._region_clients[region]
 
     def _put_record(self, data_record: DataRecord) -> DataRecord:
         offer, now_ms = data_record, self.clock_ms()
+        if self._tells_region:
+            offer = offer.replace(region=_region_of(self.client) if self._home_of is None else self._home_of(offer.key))
+        if self.read_first and offer.supersedes is None:
+            self._refuse_if_completed(offer, now_ms)
         existing = self._try_claim(offer, now_ms)
         if existing is None:
             return offer
@@ -182,6 +269,22 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
             existing = existing.replace(took_over=offer.took_over)
         raise IdempotencyItemAlreadyExistsError(old_data_record=existing)
 
+    def _refuse_if_completed(self, offer: DataRecord, now_ms: int) -> None:
+        """Refuse the claim if a read, however old, shows a result that is still to be replayed: nothing replaces it until then.
+
+        Anything else, a failure included, is for the conditional write to decide.
+        """
+        request = self._items.get(offer.key, is_consistent=False)
+        try:
+            once = Retries(self.clock_ms, self.sleep_ms, at_most_ms=None)
+            item = once.call(self._client_of(offer.key).get_item, TableName=self.table_name, **request).get("Item")
+            existing = self._items.record(item) if item else None
+        except Exception as error:  # noqa: BLE001 - the read only spares a write
+            logger.debug("Reading key %s first failed with %s; it is claimed without", offer.key, type(error).__name__)
+            return
+        if existing is not None and is_completed(existing) and not is_claimable(existing, now_ms):
+            raise IdempotencyItemAlreadyExistsError(old_data_record=existing)
+
     def _try_claim(self, offer: DataRecord, now_ms: int) -> DataRecord | None:
         """Put the offer.  Returns None if it was written, else the record that holds the key.
 
@@ -191,9 +294,9 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
         request = self._items.claim(offer, now_ms)
         retries = self._retries(offer, CLAIM_RETRY_MS)
         try:
-            retries.call(self.client.put_item, TableName=self.table_name, **request)
+            retries.call(self._client_of(offer.key).put_item, TableName=self.table_name, **request)
         except Exception as error:
-            item = _item_of_refusal(error)
+            item = refusing_item(error)
             if item is None:
                 raise
             if not item:
@@ -204,7 +307,7 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
     def _get_record(self, idempotency_key: str) -> DataRecord:
         request = self._items.get(idempotency_key)
         retries = Retries(self.clock_ms, self.sleep_ms, at_most_ms=FETCH_RETRY_MS, deadline_ms=call_deadline_ms.get())
-        answer = retries.call(self.client.get_item, TableName=self.table_name, **request)
+        answer = retries.call(self._client_of(idempotency_key).get_item, TableName=self.table_name, **request)
         item = answer.get("Item")
         if not item:
             raise IdempotencyItemNotFoundError
@@ -214,22 +317,31 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
         if is_in_progress(data_record):
             self._renew_record(data_record)
             return
-        record = data_record
+        record = self._results.pack(data_record, self._uploading(data_record))
         # The effect has happened: as long as the holder may live, nothing is better than storing its result.
         retries = self._retries(record, COMPLETE_RETRY_MS if record.deadline_ms is None else None)
         try:
-            retries.call(self.client.update_item, TableName=self.table_name, **self._items.complete(record))
+            self._complete_record(record, retries)
         except Exception as error:  # noqa: BLE001 - raised again there, unless the record is completed in spite of it
-            if _item_of_refusal(error) == {}:
+            if refusing_item(error) == {}:
                 self._restore_record(record, retries)
                 return
             self._settle(error, record, retries)
 
+    def _complete_record(self, record: DataRecord, retries: Retries) -> None:
+        retries.call(self._client_of(record.key).update_item, TableName=self.table_name, **self._items.complete(record))
+
     def _restore_record(self, record: DataRecord, retries: Retries) -> None:
         """Write a completed record whose claim has vanished, by the table's TTL or by hand, whole again."""
         try:
-            retries.call(self.client.put_item, TableName=self.table_name, **self._items.restore(record))
-        except Exception as error:  # noqa: BLE001 - the same
+            try:
+                retries.call(self._client_of(record.key).put_item, TableName=self.table_name, **self._items.restore(record))
+            except Exception as error:
+                existing = self._refusing_record(error)
+                if existing is None or not (is_held_by(existing, record.owner_token) and is_in_progress(existing)):
+                    raise
+                self._complete_record(record, retries)  # a late copy of our own claim has arrived meanwhile
+        except Exception as error:  # noqa: BLE001 - raised again there, unless the record is completed in spite of it
             self._settle(error, record, retries)
 
     def _settle(self, error: Exception, record: DataRecord, retries: Retries) -> None:
@@ -251,60 +363,74 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
         """The record as a consistent read shows it, in the time kept in reserve; None if the read fails, too."""
         retries = Retries(self.clock_ms, self.sleep_ms, at_most_ms=RESERVE_MS)
         try:
-            item = retries.call(self.client.get_item, TableName=self.table_name, **self._items.get(record.key)).get("Item")
+            request = self._items.get(record.key)
+            item = retries.call(self._client_of(record.key).get_item, TableName=self.table_name, **request).get("Item")
             return self._items.record(item) if item else None
         except Exception:  # noqa: BLE001 - the completion's own error is the one to report
             return None
 
     def _refusing_record(self, error: Exception) -> DataRecord | None:
-        item = _item_of_refusal(error)
+        item = refusing_item(error)
         return self._items.record(item) if item else None
 
     def _renew_record(self, record: DataRecord) -> None:
         # One request: a renewal that fails is made again at the next beat, well before the lease ends.
+        once = Retries(self.clock_ms, self.sleep_ms, at_most_ms=None)
         try:
-            self.client.update_item(TableName=self.table_name, **self._items.renew(record))
+            once.call(self._client_of(record.key).update_item, TableName=self.table_name, **self._items.renew(record))
         except Exception as error:
             if not is_refusal(error):
                 raise
-            raise _fenced(record, self._refusing_record(error)) from error
+            existing = self._refusing_record(error)
+            if existing is not None and may_release(existing, record.owner_token):
+                return  # its lease lasts longer already, by a later renewal
+            raise _fenced(record, existing) from error
 
     def _delete_record(self, data_record: DataRecord) -> None:
         request = self._items.release(data_record)
         retries = self._retries(data_record, RELEASE_RETRY_MS)
         try:
-            retries.call(self.client.delete_item, TableName=self.table_name, **request)
+            retries.call(self._client_of(data_record.key).delete_item, TableName=self.table_name, **request)
         except Exception as error:
-            if _item_of_refusal(error) == {}:
+            if refusing_item(error) == {}:
                 return  # gone already: deleted by an earlier try whose answer was lost, or by the table's TTL
             if not is_refusal(error):
                 raise
             raise _fenced(data_record, self._refusing_record(error)) from error
 
+    def _load_result(self, data_record: DataRecord) -> str:
+        deadline_ms = call_deadline_ms.get()
+        downloading = Retries(self.clock_ms, self.sleep_ms, at_most_ms=DOWNLOAD_RETRY_MS, deadline_ms=deadline_ms)
+        return self._results.load(data_record, downloading)
+
+    def _uploading(self, record: DataRecord) -> Retries:
+        """How long a large result is uploaded: there must be time left to complete the record."""
+        if record.deadline_ms is None:
+            return Retries(self.clock_ms, self.sleep_ms, at_most_ms=UPLOAD_RETRY_MS)
+        return Retries(self.clock_ms, self.sleep_ms, at_most_ms=None, deadline_ms=record.deadline_ms - UPLOAD_RESERVE_MS)
+
     def _retries(self, record: DataRecord, at_most_ms: int | None) -> Retries:
         return Retries(self.clock_ms, self.sleep_ms, at_most_ms=at_most_ms, deadline_ms=record.deadline_ms)
+
+    def _explain(self, error: Exception) -> str:
+        reasons = throttling_reasons(error)
+        if not reasons:
+            return ""
+        named = " and ".join(f"{reason} of {resource}" for reason, resource in reasons)
+        # A hot partition of a secondary index is one of the user's own attributes, of which nothing is known here.
+        if not any(reason.startswith("Table") and "KeyRange" in reason for reason, _ in reasons):
+            return f"Throttled for {named}."
+        return f"Throttled for {named}: {self._items.hot_partition}"
+
+
+def _region_of(client: DynamoDBClient) -> str:
+    """The Region of a client, "" if it does not tell."""
+    region: str | None = getattr(getattr(client, "meta", None), "region_name", None)
+    return region or ""
 
 
 def _fenced(record: DataRecord, existing: DataRecord | None) -> IdempotencyLeaseLostError:
     return IdempotencyLeaseLostError(f"Another attempt owns the record of idempotency key {record.key}", record=existing)
-
-
-def _refuse_cut_answer(response_dict: dict[str, Any], **_: Any) -> None:
-    """Check an answer's checksum, as the SDK does only when it retries: it would take a cut read for a missing item."""
-    expected = response_dict["headers"].get("x-amz-crc32")
-    if expected is not None and crc32(response_dict["body"]) != int(expected):
-        from botocore.exceptions import ChecksumError
-
-        raise ChecksumError(checksum_type="crc32", expected_checksum=expected, actual_checksum="another")
-
-
-def _item_of_refusal(error: Exception) -> Item | None:
-    """The old item that a failed condition returned, {} if it returned none; None if the error is another."""
-    if not is_refusal(error):
-        return None
-    response: dict[str, Any] = getattr(error, "response", {})
-    item: Item = response.get("Item") or {}
-    return item
 
 
 def _is_too_large(error: Exception) -> bool:

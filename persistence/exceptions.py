@@ -1,6 +1,6 @@
 """Every error that a store, or the library above it, may raise.
 
-The thirteen names that Powertools users catch are direct children of `BaseError`, none of them a child of another.  The three
+The thirteen names that Powertools users catch are direct children of `BaseError`, none of them a child of another.  The
 errors below them are this library's own and refine one of the thirteen, so an existing `except` clause still catches them.
 No error carries a payload, a stored result or a credential in its text.
 """
@@ -107,7 +107,7 @@ class IdempotencyLeaseLostError(IdempotencyPersistenceLayerError):
 
 
 class IdempotencyResultNotKeptError(IdempotencyPersistenceLayerError):
-    """The function ran once, but its result could not be stored: it is not JSON, or too large.
+    """The function ran once, but its result could not be stored (it is not JSON, or too large), or is no longer readable.
 
     The key stays completed, so no retry runs the function again; each gets this error until the record expires.
     """

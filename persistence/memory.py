@@ -15,7 +15,7 @@ from persistence.exceptions import (
     IdempotencyLeaseLostError,
     IdempotencyPersistenceLayerError,
 )
-from persistence.rules import is_claimable, is_expired, is_in_progress, may_complete, may_release
+from persistence.rules import is_claimable, is_in_progress, is_waste, may_complete, may_release
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +79,8 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
             if is_in_progress(record):  # a renewal
                 if existing is None or not may_release(existing, record.owner_token):
                     raise IdempotencyLeaseLostError(record=existing)
+                if (existing.in_progress_expiry_timestamp or 0) > (record.in_progress_expiry_timestamp or 0):
+                    return  # renewed since by a later request
                 self._records[key] = existing.replace(
                     in_progress_expiry_timestamp=record.in_progress_expiry_timestamp, expiry_timestamp=record.expiry_timestamp
                 )
@@ -101,14 +103,9 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
         """Drop what has expired; refuse the claim if nothing has.  Called with the lock held."""
         if len(self._records) < self._sweep_at:
             return
-        self._records = {key: record for key, record in self._records.items() if not _is_waste(record, now_ms)}
+        self._records = {key: record for key, record in self._records.items() if not is_waste(record, now_ms)}
         self._sweep_at = min(self.max_records, max(FIRST_SWEEP, 2 * len(self._records)))
         if len(self._records) >= self.max_records:
             raise IdempotencyPersistenceLayerError(
                 f"The in-memory store is full: {self.max_records} records. Raise max_records or shorten expires_after_seconds"
             )
-
-
-def _is_waste(record: DataRecord, now_ms: int) -> bool:
-    """Whether nobody can miss the record: expired, and not kept alive by a lease."""
-    return is_expired(record, now_ms) and is_claimable(record, now_ms)

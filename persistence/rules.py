@@ -53,6 +53,11 @@ def is_claimable(record: DataRecord | None, now_ms: int, *, takes_over_orphans: 
     return is_expired(record, now_ms)
 
 
+def is_waste(record: DataRecord, now_ms: int) -> bool:
+    """Whether nobody can miss the record: expired, and not kept alive by a lease."""
+    return is_expired(record, now_ms) and is_claimable(record, now_ms)
+
+
 def is_held_by(record: DataRecord, owner_token: str) -> bool:
     """Whether the attempt with this token owns the record, be it in progress or completed."""
     return record.owner_token == owner_token

@@ -67,6 +67,12 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
     async def _delete_record(self, data_record: DataRecord) -> None:
         await _in_thread(partial(self.store._delete_record, data_record=data_record))
 
+    async def _load_result(self, data_record: DataRecord) -> str:
+        return await _in_thread(partial(self.store._load_result, data_record=data_record))
+
+    def _explain(self, error: Exception) -> str:
+        return self.store._explain(error)
+
 
 async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call *function* in a worker thread, in a copy of the caller's context."""

@@ -1,8 +1,14 @@
-"""What tests put in the place of the world: a clock that moves when told, and Lambda contexts."""
+"""What tests put in the place of the world: a clock that moves when told, Lambda contexts, a shelf for large results."""
 
 from __future__ import annotations
 
+import random
+from base64 import b85encode
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: An arbitrary present with milliseconds that are not a whole second, so that truncation shows.
 START_MS = 1_800_000_000_250
@@ -41,3 +47,30 @@ class LambdaContext:
         if self.clock is None or self._deadline_ms is None:
             return self.remaining_ms
         return max(0, self._deadline_ms - self.clock.now_ms)
+
+
+def incompressible(size: int) -> str:
+    """A text of so many characters that no compression makes smaller than four fifths; the same each time."""
+    return b85encode(random.Random(size).randbytes(size)).decode()[:size]
+
+
+@dataclass
+class Shelf:
+    """A `ResultOffload` in memory.  *before_put* and *before_get* may raise, or look at the world."""
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+    before_put: Callable[[], object] = lambda: None
+    before_get: Callable[[], object] = lambda: None
+    puts: list[str] = field(default_factory=list)
+    gets: list[str] = field(default_factory=list)
+
+    def put(self, name: str, body: bytes) -> str:
+        self.puts.append(name)
+        self.before_put()
+        self.objects[f"shelf://{name}"] = body
+        return f"shelf://{name}"
+
+    def get(self, location: str, at_most: int) -> bytes:
+        self.gets.append(location)
+        self.before_get()
+        return self.objects[location][: at_most + 1]  # a KeyError is a LookupError

@@ -88,6 +88,12 @@ class Oracle:
     def may_renew(self, key: str, token: str) -> bool:
         return key in self.entries and self.may_release(key, token)
 
+    def renew(self, key: str, lease_over_ms: int, gone_ms: int) -> None:
+        """The lease of the entry is over at this instant, unless it is over later."""
+        entry = self.entries[key]
+        if lease_over_ms >= entry.lease_over_ms:
+            entry.lease_over_ms, entry.gone_ms = lease_over_ms, gone_ms
+
     def edges_ms(self) -> list[int]:
         """The first instants at which a lease or a record is over."""
         return [edge for entry in self.entries.values() for edge in (entry.lease_over_ms, entry.gone_ms)]

@@ -10,6 +10,7 @@ from boto3.dynamodb.types import TypeDeserializer
 from engines.tables import client_for, create_table
 
 from idempotency import DynamoDBPersistenceLayer, InMemoryPersistenceLayer
+from persistence._large_results import ITEM_SIZE_THRESHOLD, MAX_RESULT_BYTES, LargeResults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +70,7 @@ ODD_NAMES = {
     "generation_attr": "counter",
     "holder_attr": "by",
     "result_not_kept_attr": "lost",
+    "region_attr": "at",
 }
 DEFAULT_NAMES = {
     "key_attr": "id",
@@ -81,6 +83,7 @@ DEFAULT_NAMES = {
     "generation_attr": "generation",
     "holder_attr": "holder",
     "result_not_kept_attr": "result_not_kept",
+    "region_attr": "region",
 }
 
 
@@ -105,6 +108,12 @@ def dynamodb(clock: FakeClock, endpoint: str, **options: Any) -> Made:
         return {names.get(name, name): int(value) if hasattr(value, "as_tuple") else value for name, value in plain.items()}
 
     return Made(store, peek)
+
+
+def large_results(made: Made, **options: Any) -> None:
+    """Give the DynamoDB store other options for large results; as in its constructor, `offload` for `result_offload`."""
+    defaults = {"compression": "gzip", "item_size_threshold": ITEM_SIZE_THRESHOLD, "max_result_bytes": MAX_RESULT_BYTES}
+    made.store._results = LargeResults(made.store._items, **{**defaults, "offload": None, **options})
 
 
 def dynamodb_odd_names(clock: FakeClock, endpoint: str) -> Made:

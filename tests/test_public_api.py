@@ -63,6 +63,8 @@ DOCUMENTED = {
     "Observer": "idempotency.events",
     "PydanticSerializer": "idempotency.serialization.pydantic",
     "Replayed": "idempotency.execution",
+    "ResultOffload": "persistence.offload",
+    "S3ResultOffload": "persistence.offload",
     "current_attempt": "idempotency.attempt",
     "idempotent": "idempotency.decorators",
     "idempotent_function": "idempotency.decorators",

@@ -59,6 +59,9 @@ class Verbs:
     def renew(self, record: DataRecord) -> None:
         self._store.renew(record)
 
+    def load(self, record: DataRecord) -> DataRecord:
+        return self._store.load(record)
+
     def claim_at_once(self, offers: Sequence[DataRecord]) -> list[DataRecord | BaseError]:
         """All offers at the same moment; what each was answered."""
         return at_once([partial(self.claim, offer) for offer in offers])
@@ -113,6 +116,9 @@ class AwaitedVerbs(Verbs):
 
     def renew(self, record: DataRecord) -> None:
         asyncio.run(self._awaited.renew(record))
+
+    def load(self, record: DataRecord) -> DataRecord:
+        return asyncio.run(self._awaited.load(record))
 
     def claim_at_once(self, offers: Sequence[DataRecord]) -> list[DataRecord | BaseError]:
         return asyncio.run(self._gathered([self._awaited.claim(offer) for offer in offers]))

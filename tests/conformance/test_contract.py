@@ -537,6 +537,17 @@ class TestRenew:
 
         assert refusal(verbs, KEY, "b").old_data_record.owner_token == "a"
 
+    def test_a_renewal_that_was_delayed_on_its_way_does_not_set_the_lease_back(self, verbs: Verbs, peek: Peek) -> None:
+        """It lands after the next one, and its holder believes in the later end."""
+        granted = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+        delayed = verbs.renewed(granted, lease_ms=59_999, expires_s=600)
+        verbs.renew(verbs.renewed(granted, lease_ms=60_000, expires_s=601))
+        before = peek(KEY)
+
+        verbs.renew(delayed)
+
+        assert peek(KEY) == before
+
     def test_a_renewal_after_a_takeover_is_fenced_off(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
         late = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
         clock.advance(ms=1_001)

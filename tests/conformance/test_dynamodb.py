@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from boto3.dynamodb.types import Binary
 from botocore.exceptions import ClientError
-from stores import ODD_NAMES, STORES
+from stores import ODD_NAMES, STORES, large_results
 
 from persistence.dynamodb import DynamoDBPersistenceLayer
 from persistence.exceptions import (
@@ -17,7 +18,7 @@ from persistence.exceptions import (
 
 if TYPE_CHECKING:
     from doubles import FakeClock
-    from stores import Made, Peek
+    from stores import Made
     from verbs import Verbs
 
 KEY = "orders.handler#1"
@@ -31,7 +32,7 @@ DEFAULT_NAMES = {
 }  # fmt: skip
 NAMES = {
     "dynamodb": DEFAULT_NAMES,
-    "dynamodb-odd-names": set(ODD_NAMES.values()) - {ODD_NAMES["result_not_kept_attr"]},
+    "dynamodb-odd-names": set(ODD_NAMES.values()) - {ODD_NAMES["result_not_kept_attr"], ODD_NAMES["region_attr"]},
     "dynamodb-composite": DEFAULT_NAMES | {"sk"},
     "moto": DEFAULT_NAMES,
 }
@@ -98,36 +99,83 @@ def test_each_of_the_stores_names_is_used_and_no_other(verbs: Verbs, made: Made,
 
 @on_every_table
 @pytest.mark.parametrize("size", [400 * 1024 + 1, 400 * 1024 - 20], ids=["result alone", "with the other attributes"])
-def test_a_result_that_exceeds_an_item_leaves_the_claim_as_it_is(verbs: Verbs, peek: Peek, size: int) -> None:
+def test_a_result_that_exceeds_an_item_leaves_the_claim_as_it_is(verbs: Verbs, made: Made, size: int) -> None:
+    large_results(made, compression=None)
     granted = verbs.claim(verbs.offer(KEY, "a", payload_hash="h"))
-    before = peek(KEY)
+    before = made.peek(KEY)
 
-    with pytest.raises(IdempotencyResultNotKeptError):
+    with pytest.raises(IdempotencyResultNotKeptError, match="a DynamoDB item holds 409600. Give the store a result_offload$"):
         verbs.complete(verbs.completed(granted, '"' + "x" * (size - 2) + '"'))
 
-    assert peek(KEY) == before
+    assert made.peek(KEY) == before
     verbs.complete(verbs.without_result(granted))
-    assert peek(KEY)["result_not_kept"] is True
+    assert made.peek(KEY)["result_not_kept"] is True
 
 
 @on_every_table
-def test_a_result_of_many_bytes_per_character_that_exceeds_an_item_leaves_the_claim_as_it_is(verbs: Verbs, peek: Peek) -> None:
+def test_a_result_that_exceeds_an_item_with_attributes_of_others_leaves_the_claim_as_it_is(verbs: Verbs, made: Made) -> None:
+    large_results(made, compression=None)
     granted = verbs.claim(verbs.offer(KEY, "a"))
-    before = peek(KEY)
+    add_attribute(made, "someone_elses", {"B": bytes(20_000)})
+    before = made.peek(KEY)
+
+    with pytest.raises(IdempotencyResultNotKeptError, match="exceeds what a DynamoDB item holds$"):
+        verbs.complete(verbs.completed(granted, '"' + "x" * 400_000 + '"'))
+
+    assert made.peek(KEY) == before
+
+
+@on_every_table
+def test_a_result_of_many_bytes_per_character_that_exceeds_an_item_leaves_the_claim_as_it_is(verbs: Verbs, made: Made) -> None:
+    large_results(made, compression=None)
+    granted = verbs.claim(verbs.offer(KEY, "a"))
+    before = made.peek(KEY)
 
     with pytest.raises(IdempotencyResultNotKeptError):
         verbs.complete(verbs.completed(granted, '"' + "日" * 200_000 + '"'))
 
-    assert peek(KEY) == before
+    assert made.peek(KEY) == before
 
 
 @on_every_table
-def test_a_result_just_within_an_item_is_kept(verbs: Verbs, peek: Peek) -> None:
+def test_a_result_just_within_an_item_is_kept_as_it_is_without_compression(verbs: Verbs, made: Made) -> None:
+    large_results(made, compression=None)
     data = '"' + "x" * 400_000 + '"'
 
     verbs.complete(verbs.completed(verbs.claim(verbs.offer(KEY, "a")), data))
 
-    assert peek(KEY)["data"] == data
+    assert made.peek(KEY)["data"] == data
+
+
+@on_every_table
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_a_result_over_the_threshold_is_stored_compressed_and_loads_as_it_was(verbs: Verbs, made: Made, compression: Any) -> None:
+    """The largest plain item is as large as the threshold, to the byte."""
+    large_results(made, compression=compression)
+    granted = verbs.claim(verbs.offer(KEY, "a", payload_hash="h"))
+    room = 350 * 1024 - made.store._items.size(verbs.completed(granted, '""'))
+    most = verbs.completed(granted, '"' + "x" * room + '"')
+    verbs.complete(most)
+    assert made.peek(KEY)["data"] == most.response_data
+    assert verbs.fetch(KEY).packed_result is None
+
+    more = verbs.completed(granted, '"' + "x" * (room + 1) + '"')
+    verbs.complete(more)
+
+    stored = verbs.fetch(KEY)
+    assert isinstance(made.peek(KEY)["data"], Binary)
+    assert len(stored.packed_result) < 1024
+    assert stored.response_data == ""
+    assert verbs.load(stored).response_data == more.response_data
+    assert verbs.load(stored).payload_hash == "h"
+
+
+@on_every_table
+def test_only_a_packed_result_is_loaded(verbs: Verbs, made: Made) -> None:
+    verbs.complete(verbs.completed(verbs.claim(verbs.offer(KEY, "a")), '"A"'))
+    stored = verbs.fetch(KEY)
+
+    assert verbs.load(stored) is stored
 
 
 @on_every_table

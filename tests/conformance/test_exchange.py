@@ -5,13 +5,14 @@ Each story has a *writer*, which is first at the key, and a *reader*; either lib
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from doubles import LambdaContext
+from doubles import LambdaContext, Shelf, incompressible
 from engines.tables import client_for, create_table
 from powertools_side import Library, ours_on, powertools_on, set_powertools_clock
+from stores import Made, large_results
 from verbs import Verbs
 
 from persistence.datarecord import DataRecord, Status
@@ -321,6 +322,34 @@ def test_a_result_that_was_not_kept_is_no_second_execution_in_powertools(table: 
 
     assert effects.handler(table.powertools)(EVENT, LambdaContext(clock=clock)) is None
     assert effects.runs == 1
+
+
+@pytest.mark.parametrize("offload", [None, Shelf()], ids=["compressed", "offloaded"])
+def test_a_packed_result_fails_loudly_in_powertools_and_never_replays_as_none(
+    table: Table, clock: FakeClock, offload: Shelf | None
+) -> None:
+    large = {"text": "x" * 500_000} if offload is None else {"text": incompressible(600_000)}
+    effects = Effects([large, "ran twice"])
+    ours = replace(table.ours, new_store=lambda: _with(table.ours.new_store(), offload))
+    effects.handler(ours)(EVENT, LambdaContext(clock=clock))
+
+    with pytest.raises(TypeError, match="JSON object must be str"):
+        effects.handler(table.powertools)(EVENT, LambdaContext(clock=clock))
+    assert effects.handler(ours)(EVENT, LambdaContext(clock=clock)) == large
+    assert effects.runs == 1
+
+
+def _with(store: Any, offload: Shelf | None) -> Any:
+    large_results(Made(store, lambda _key: None), offload=offload)
+    return store
+
+
+def test_a_result_of_350_kb_is_read_by_both(table: Table, clock: FakeClock) -> None:
+    effects = Effects([{"text": "x" * 350_000}, "ran twice"])
+    effects.handler(table.ours)(EVENT, LambdaContext(clock=clock))
+
+    for library in (table.powertools, table.ours):
+        assert effects.handler(library)(EVENT, LambdaContext(clock=clock)) == effects.results[0]
 
 
 def test_a_generation_starts_at_one_after_powertools_and_counts_on(table: Table, clock: FakeClock) -> None:

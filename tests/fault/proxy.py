@@ -1,14 +1,25 @@
-"""An HTTP proxy in front of DynamoDB Local that loses, cuts and replaces answers, below the SDK and its hidden retries."""
+"""An HTTP proxy in front of DynamoDB Local that loses, holds, cuts and replaces, below the SDK and its hidden retries.
+
+A harm strikes a call that was named beforehand, or any call by seeded chance.  Nothing here waits for time to pass: a request
+that is held goes on when the test says so, or when a number of other requests have come.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Lock, Thread
+from threading import Event, RLock, Thread
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Mapping
 
 
 class Harm(Enum):
@@ -21,50 +32,243 @@ class Harm(Enum):
     ERROR_AFTER = auto()  # applied; answered 500
     ERROR_BEFORE = auto()  # not applied; answered 500
     THROTTLE = auto()  # not applied; answered 400
+    DELAY = auto()  # the connection closes without an answer; applied when it is released
+    HOLD = auto()  # neither answered nor closed; applied and answered when it is released
 
 
 #: Harms after which the client does not know that its request was applied.
-APPLIED = [Harm.LOSE_ANSWER, Harm.CUT, Harm.ERROR_AFTER]
+APPLIED: Final = [Harm.LOSE_ANSWER, Harm.CUT, Harm.ERROR_AFTER]
+#: Harms that the client's own read timeout ends.
+SLOW: Final = frozenset({Harm.HANG, Harm.HOLD})
+#: Harms after which the request is applied when it is released.
+HELD: Final = frozenset({Harm.DELAY, Harm.HOLD})
 
-_ERROR = ("InternalServerError", "Internal server error", 500)
-_THROTTLE = ("ProvisionedThroughputExceededException", "The level of configured provisioned throughput was exceeded.", 400)
-_OF_THE_CONNECTION = ("content-length", "transfer-encoding")
-_INSTEAD = {Harm.ERROR_BEFORE: _ERROR, Harm.THROTTLE: _THROTTLE}
+_CLOSING: Final = frozenset({Harm.LOSE_ANSWER, Harm.LOSE_REQUEST, Harm.CUT, Harm.DELAY})
+#: Besides those that are held, which never reach the table at once.
+_KEPT_FROM_THE_TABLE: Final = frozenset({Harm.LOSE_REQUEST, Harm.ERROR_BEFORE, Harm.THROTTLE})
+_OF_THE_CONNECTION: Final = frozenset({"content-length", "transfer-encoding"})
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A harm, and what belongs to it.
+
+    Attributes:
+        held_for: After how many further requests a held one is released by itself; None for only when told.
+        retry_after_ms: What a throttled client is told to wait, in a header that the SDK knows; None for nothing.
+        then: Called when the request was applied, or would have been, and before the client can notice.
+    """
+
+    harm: Harm
+    held_for: int | None = None
+    retry_after_ms: int | None = None
+    then: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it came: *operation* is its API name, *number* counts the operation's calls from 1."""
+
+    operation: str
+    number: int
+    path: str
+    headers: dict[str, str]
+    body: bytes = field(repr=False)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        parsed: dict[str, Any] = json.loads(self.body)
+        return parsed
+
+    @property
+    def is_repetition(self) -> bool:
+        """Whether the SDK sends it again by itself, which its caller does not see."""
+        return not self.headers.get("amz-sdk-request", "attempt=1").startswith("attempt=1")
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    content: bytes
+
+
+@dataclass
+class _Held:
+    request: Request
+    harm: Harm
+    #: When the proxy has seen so many requests in all; None for only when told.
+    due: int | None
+    answer: Future[Answer] = field(default_factory=Future)
 
 
 class FaultProxy:
-    """Serves `url` until `stop`.  *harm* a call of an operation (its API name, such as PutItem), counted from 1."""
+    """Serves `url` until `stop`.
+
+    Attributes:
+        calls: How many requests of each operation came.
+        struck: How often each harm struck.
+        repetitions: How many requests the SDK sent again by itself.
+        watch: Called with each request, the harm that strikes it or None, and the table's answer or None if it is kept from the
+            table.  Called once more for a held request, with its harm, when it has been released and answered.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self.calls: Counter[str] = Counter()
+        self.struck: Counter[Harm] = Counter()
+        self.repetitions = 0
         self.released = Event()
-        self._harms: dict[tuple[str, int], Harm] = {}
-        self._lock = Lock()
-        upstream = urlsplit(endpoint).netloc
+        self.watch: Callable[[Request, Harm | None, Answer | None], object] = lambda *_: None
+        self._strikes: dict[tuple[str, int], Strike] = {}
+        self._chance: random.Random | None = None
+        self._rates: dict[Harm, float] = {}
+        self._longest_hold = 0
+        self._held: list[_Held] = []
+        self._lock = RLock()
+        self._target = urlsplit(endpoint).netloc
 
         class Handler(_Handler):
             proxy = self
-            target = upstream
+            target = self._target
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def harm(self, operation: str, call: int, harm: Harm) -> None:
-        self._harms[operation, self.calls[operation] + call] = harm
-
-    def counted(self, operation: str) -> Harm | None:
+    def harm(
+        self,
+        operation: str,
+        call: int,
+        harm: Harm,
+        *,
+        held_for: int | None = None,
+        retry_after_ms: int | None = None,
+        then: Callable[[], object] | None = None,
+    ) -> None:
+        """Harm a call of an operation (its API name, such as PutItem), counted from 1 from now on.  See `Strike`."""
         with self._lock:
-            self.calls[operation] += 1
-            return self._harms.get((operation, self.calls[operation]))
+            self._strikes[operation, self.calls[operation] + call] = Strike(harm, held_for, retry_after_ms, then)
+
+    def harm_by_chance(self, chance: random.Random, rates: Mapping[Harm, float], *, longest_hold: int = 100) -> None:
+        """Harm any call that is not named, each harm with its own probability.
+
+        A held request goes on after 1 to *longest_hold* further ones.  With one client and one thread, a seed decides everything;
+        with more, they decide who comes first.
+        """
+        with self._lock:
+            self._chance, self._rates, self._longest_hold = chance, dict(rates), longest_hold
+
+    def heal(self) -> None:
+        """From now on nothing is harmed.  What is held stays held."""
+        with self._lock:
+            self._strikes.clear()
+            self._rates = {}
+
+    def release(self) -> int:
+        """Let every held request go on to the table, the first one first.  Returns how many that were."""
+        with self._lock:
+            held, self._held = self._held, []
+        self._apply(held)
+        return len(held)
 
     def stop(self) -> None:
+        """Close every connection.  What is held is lost."""
         self.released.set()
+        with self._lock:
+            held, self._held = self._held, []
+        for each in held:
+            each.answer.cancel()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def received(self, operation: str, path: str, headers: dict[str, str], body: bytes) -> tuple[Request, Strike | None]:
+        """Count a request, let those go on that it was awaited by, and say what is to strike it."""
+        with self._lock:
+            self.calls[operation] += 1
+            request = Request(operation, self.calls[operation], path, headers, body)
+            self.repetitions += request.is_repetition
+            seen = self.calls.total()
+            due = [held for held in self._held if held.due is not None and held.due <= seen]
+            self._held = [held for held in self._held if held not in due]
+            strike = self._strikes.get((operation, request.number)) or self._by_chance()
+            if strike is not None:
+                self.struck[strike.harm] += 1
+        self._apply(due)
+        return request, strike
+
+    def hold(self, request: Request, strike: Strike) -> Future[Answer]:
+        """Keep a request until it is released.  Its answer comes then."""
+        with self._lock:
+            due = None if strike.held_for is None else self.calls.total() + strike.held_for
+            held = _Held(request, strike.harm, due)
+            self._held.append(held)
+        return held.answer
+
+    def _by_chance(self) -> Strike | None:
+        if self._chance is None or not self._rates:
+            return None
+        kinds: list[Harm | None] = [*self._rates, None]
+        weights = [*self._rates.values(), 1 - sum(self._rates.values())]
+        [harm] = self._chance.choices(kinds, weights)
+        if harm is None:
+            return None
+        held_for = self._chance.randint(1, self._longest_hold) if harm in HELD else None
+        return Strike(harm, held_for, self._chance.choice([None, 50, 1000]) if harm is Harm.THROTTLE else None)
+
+    def _apply(self, held: list[_Held]) -> None:
+        for each in held:
+            connection = HTTPConnection(self._target)
+            try:
+                answer = forward(connection, each.request)
+            finally:
+                connection.close()
+            self.watch(each.request, each.harm, answer)
+            each.answer.set_result(answer)
+
+
+def forward(connection: HTTPConnection, request: Request) -> Answer:
+    connection.request("POST", request.path, request.body, request.headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    headers = {name: value for name, value in answer.getheaders() if name.lower() not in _OF_THE_CONNECTION}
+    return Answer(answer.status, headers, content)
+
+
+def internal_error() -> Answer:
+    return _error(500, "InternalServerError", {"message": "Internal server error"})
+
+
+def throttle(operation: str, retry_after_ms: int | None) -> Answer:
+    """What a hot partition answers, with its reasons.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_ThrottlingReason.html
+    """
+    kind = "Read" if operation == "GetItem" else "Write"
+    reason = {
+        "reason": f"Table{kind}KeyRangeThroughputExceeded",
+        "resource": "arn:aws:dynamodb:us-east-1:000000000000:table/throttled",
+    }
+    details = {
+        "message": "The level of configured provisioned throughput for the table was exceeded.",
+        "ThrottlingReasons": [reason],
+    }
+    answer = _error(400, "ProvisionedThroughputExceededException", details)
+    if retry_after_ms is not None:
+        answer.headers["x-amz-retry-after"] = str(retry_after_ms)
+    return answer
+
+
+def _error(status: int, kind: str, details: dict[str, Any]) -> Answer:
+    content = json.dumps({"__type": f"com.amazonaws.dynamodb.v20120810#{kind}", **details}).encode()
+    headers = {"Content-Type": "application/x-amz-json-1.0", "x-amzn-requestid": "0AFAKEREQUESTIDOFDYNAMODB"}
+    return Answer(status, headers, content)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # connections that were closed on them come back all at once
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -78,43 +282,61 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         self.upstream = HTTPConnection(self.target)
 
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except ConnectionError:  # the client has gone
+            self.close_connection = True
+
     def finish(self) -> None:
         self.upstream.close()
-        super().finish()
+        try:
+            super().finish()
+        except ConnectionError:
+            return
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        harm = self.proxy.counted(self.headers["X-Amz-Target"].partition(".")[2])
-        self.close_connection = harm in (Harm.LOSE_ANSWER, Harm.LOSE_REQUEST, Harm.CUT)
-        if harm is Harm.LOSE_REQUEST:
+        operation = self.headers["X-Amz-Target"].partition(".")[2]
+        request, strike = self.proxy.received(operation, self.path, dict(self.headers), body)
+        if strike is None:
+            answer = forward(self.upstream, request)
+            self.proxy.watch(request, None, answer)
+            self.answer(answer)
             return
-        if harm in _INSTEAD:
-            self.fail(*_INSTEAD[harm])
-            return
-        self.upstream.request("POST", self.path, body, dict(self.headers))
-        answer = self.upstream.getresponse()
-        content = answer.read()
-        if harm is Harm.LOSE_ANSWER:
-            return
-        if harm is Harm.ERROR_AFTER:
-            self.fail(*_ERROR)
-            return
-        if harm is Harm.HANG:
-            self.proxy.released.wait()
-        headers = {name: value for name, value in answer.getheaders() if name.lower() not in _OF_THE_CONNECTION}
-        self.answer(answer.status, headers, content, sent=len(content) - (harm is Harm.CUT))
+        self.close_connection = strike.harm in _CLOSING
+        told = self.struck(request, strike)
+        if told is not None:
+            self.answer(told, sent=len(told.content) - (strike.harm is Harm.CUT))
 
-    def fail(self, kind: str, message: str, status: int) -> None:
-        headers = {"Content-Type": "application/x-amz-json-1.0", "x-amzn-requestid": "0AFAKEREQUESTIDOFDYNAMODB"}
-        content = json.dumps({"__type": f"com.amazonaws.dynamodb.v20120810#{kind}", "message": message}).encode()
-        self.answer(status, headers, content, sent=len(content))
+    def struck(self, request: Request, strike: Strike) -> Answer | None:
+        """The answer that the client gets, None if it gets none."""
+        answer = None if strike.harm in HELD | _KEPT_FROM_THE_TABLE else forward(self.upstream, request)
+        self.proxy.watch(request, strike.harm, answer)
+        coming = self.proxy.hold(request, strike) if strike.harm in HELD else None
+        if strike.then is not None:
+            strike.then()
+        match strike.harm:
+            case Harm.LOSE_ANSWER | Harm.LOSE_REQUEST | Harm.DELAY:
+                return None
+            case Harm.ERROR_AFTER | Harm.ERROR_BEFORE:
+                return internal_error()
+            case Harm.THROTTLE:
+                return throttle(request.operation, strike.retry_after_ms)
+            case Harm.HANG:
+                self.proxy.released.wait()
+        try:
+            return answer if coming is None else coming.result()
+        except CancelledError:  # the proxy stops
+            self.close_connection = True
+            return None
 
-    def answer(self, status: int, headers: dict[str, str], content: bytes, sent: int) -> None:
-        self.send_response_only(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+    def answer(self, answer: Answer, sent: int | None = None) -> None:
+        self.send_response_only(answer.status)
+        for name, value in {**answer.headers, "Content-Length": str(len(answer.content))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content[:sent])
+        self.wfile.write(answer.content[:sent])
 
     def log_message(self, *_: object) -> None:
         """The tests' output is theirs."""

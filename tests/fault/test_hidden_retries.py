@@ -16,7 +16,7 @@ from fault.proxy import APPLIED, FaultProxy, Harm
 from faults import KEY, ORDER, Form, raise_boom
 from stores import dynamodb
 
-from idempotency import DynamoDBPersistenceLayer
+from idempotency import DynamoDBPersistenceLayer, IdempotencyPersistenceLayerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,11 +133,28 @@ def test_a_cut_answer_does_not_leak_the_stored_result(
     assert "SECRET" not in str(caught.value)
 
 
-@pytest.mark.parametrize("store", ["the library's"], indirect=True)
+def test_a_throttled_claim_is_given_up_before_the_deadline_without_the_sdks_own_pauses(
+    store: tuple[DynamoDBPersistenceLayer, Peek], proxy: FaultProxy, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever made the client: the SDK's standard mode would have waited for seconds, whatever is left of the invocation."""
+    layer, peek = store
+    sdk_slept: list[float] = []
+    monkeypatch.setattr("botocore.endpoint.time.sleep", sdk_slept.append)
+    for call in range(1, 200):
+        proxy.harm("PutItem", call, Harm.THROTTLE)
+    deadline_ms = clock() + 1_000
+
+    with pytest.raises(IdempotencyPersistenceLayerError, match="ProvisionedThroughputExceededException"):
+        Form(is_async=False).handler(lambda _event: "paid", layer)(ORDER, LambdaContext(remaining_ms=1_000, clock=clock))
+    assert deadline_ms - 200 < clock() < deadline_ms
+    assert sdk_slept == []
+    assert peek(KEY) is None
+
+
 def test_a_cut_read_is_not_taken_for_a_missing_record(
     store: tuple[DynamoDBPersistenceLayer, Peek], proxy: FaultProxy, clock: FakeClock
 ) -> None:
-    """Each completion's answer is lost, and the end of the read's that would show it.  Another's client may take it for one."""
+    """Each completion's answer is lost, and the end of the read's that would show it."""
     layer, _ = store
     for call in range(1, 200):
         proxy.harm("UpdateItem", call, Harm.LOSE_ANSWER)

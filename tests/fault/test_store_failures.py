@@ -7,7 +7,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from doubles import LambdaContext
+from doubles import LambdaContext, Shelf, incompressible
 from faults import (
     KEY,
     ORDER,
@@ -24,6 +24,7 @@ from faults import (
     refused,
     throttle,
 )
+from stores import large_results
 
 from idempotency import (
     BaseError,
@@ -49,6 +50,13 @@ def call(bench: Bench, form: Form, end: Callable[[], Any] = lambda: "paid", payl
     return form.handler(lambda _event: end(), bench.store, keyed(**options))(payload, context)
 
 
+def explained(cause: Exception) -> str:
+    """The cause as the error tells it: with the service's reasons, where there are some."""
+    reason = "TableWriteKeyRangeThroughputExceeded of arn:aws:dynamodb:::table/t"
+    hot = "one key is hot; a partition serves 1,000 write and 3,000 read units a second."
+    return f"{cause} Throttled for {reason}: {hot}" if "Throughput" in str(cause) else str(cause)
+
+
 @pytest.mark.parametrize("error", [access_denied, throttle, internal_error])
 def test_a_failed_claim_says_that_nothing_was_run(bench: Bench, form: Form, error: Callable[[], Exception]) -> None:
     cause = error()
@@ -56,7 +64,7 @@ def test_a_failed_claim_says_that_nothing_was_run(bench: Bench, form: Form, erro
     with pytest.raises(IdempotencyPersistenceLayerError) as caught:
         call(bench, form)
 
-    assert str(caught.value) == f"Failed to save in progress record to idempotency store - ({cause})"
+    assert str(caught.value) == f"Failed to save in progress record to idempotency store - ({explained(cause)})"
     assert caught.value.__notes__ == [f"Idempotency key: {KEY}. The function was not run; retry the call."]
     assert caught.value.__cause__ is cause
 
@@ -68,7 +76,7 @@ def test_a_failed_completion_says_that_the_function_ran(bench: Bench, form: Form
     with pytest.raises(IdempotencyPersistenceLayerError) as caught:
         call(bench, form)
 
-    assert str(caught.value) == f"Failed to update record state to success in idempotency store - ({cause})"
+    assert str(caught.value) == f"Failed to update record state to success in idempotency store - ({explained(cause)})"
     assert caught.value.__notes__[0].startswith(f"Idempotency key: {KEY}. The function ran")
     assert caught.value.__cause__ is cause
 
@@ -80,7 +88,7 @@ def test_a_failed_release_is_a_note_on_the_functions_own_error(bench: Bench, for
     with pytest.raises(OSError, match="boom") as caught:
         call(bench, form, raise_boom)
 
-    released = f"Failed to delete record from idempotency store - ({cause})"
+    released = f"Failed to delete record from idempotency store - ({explained(cause)})"
     assert caught.value.__notes__ == [f"Besides, the claim of idempotency key {KEY} could not be released: {released}"]
 
 
@@ -247,11 +255,22 @@ def not_json(bench: Bench, form: Form, _heart: Heartbeat) -> None:
 
 
 def too_large(bench: Bench, form: Form, _heart: Heartbeat) -> None:
+    call(bench, form, lambda: [SECRET, incompressible(600_000)])
+
+
+def no_longer_kept(bench: Bench, form: Form, _heart: Heartbeat) -> None:
+    shelf = Shelf()
+    large_results(bench, compression=None, offload=shelf)
     call(bench, form, lambda: SECRET * 100_000)
+    shelf.objects.update(dict.fromkeys(shelf.objects, SECRET.encode()))
+    call(bench, form)
 
 
-def a_little_too_large(bench: Bench, form: Form, _heart: Heartbeat) -> None:
-    call(bench, form, lambda: (SECRET * 100_000)[: 400 * 1024 - 2])
+def not_loaded(bench: Bench, form: Form, _heart: Heartbeat) -> None:
+    large_results(bench, compression=None, offload=Shelf())
+    call(bench, form, lambda: SECRET * 100_000)
+    large_results(bench)
+    call(bench, form)
 
 
 def lease_lost(bench: Bench, form: Form, _heart: Heartbeat) -> None:
@@ -303,7 +322,8 @@ TROUBLES = [
     payload_mismatch,
     not_json,
     too_large,
-    a_little_too_large,
+    no_longer_kept,
+    not_loaded,
     lease_lost,
     no_key,
     no_json_in_the_key,

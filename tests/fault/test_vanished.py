@@ -55,6 +55,24 @@ def test_a_record_that_was_written_although_every_answer_was_lost_is_found_by_a_
     assert pay(bench, meanwhile) == "paid"
 
 
+@pytest.mark.parametrize("error", [None, *UNKNOWN_OUTCOMES])
+def test_a_late_copy_of_its_own_claim_is_completed_after_all(bench: Bench, error: Callable[[], Exception] | None) -> None:
+    """The network held a copy back; it arrives between the vanishing and the writing of the whole record, which it refuses."""
+
+    def arrive() -> None:
+        [(_, claim), *_] = bench.client.requests
+        bench.client.client.put_item(**claim)
+
+    def meanwhile() -> None:
+        vanish(bench)
+        bench.client.at("put_item", 1, before(arrive))
+        if error is not None:
+            bench.client.at("update_item", 2, lost(error()))
+
+    assert pay(bench, meanwhile) == "paid"
+    assert (bench.peek(KEY)["status"], bench.peek(KEY)["data"]) == ("COMPLETED", '"paid"')
+
+
 def test_another_attempt_that_claims_the_free_key_first_is_the_winner(bench: Bench) -> None:
     def claim() -> None:
         bench.client.heal()

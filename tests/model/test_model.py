@@ -252,9 +252,7 @@ class Calls(RuleBasedStateMachine):
             assert not self.oracle.may_renew(plan.key, plan.owner_token)
         else:
             assert self.oracle.may_renew(plan.key, plan.owner_token)
-            entry = self.oracle.entries[plan.key]
-            entry.lease_over_ms = now_ms + plan.lease_ms + 1
-            entry.gone_ms = (record.expiry_timestamp + 1) * 1000
+            self.oracle.renew(plan.key, now_ms + plan.lease_ms + 1, (record.expiry_timestamp + 1) * 1000)
             attempt.lease_end_ms = now_ms + plan.lease_ms
             self.visited["renewed"] += 1
         self.check_stored(plan.key)
@@ -386,9 +384,7 @@ class Calls(RuleBasedStateMachine):
             self.check_stored(key)
             return fence
         assert self.oracle.may_renew(key, token)
-        entry = self.oracle.entries[key]
-        entry.lease_over_ms = record.in_progress_expiry_timestamp + 1
-        entry.gone_ms = (record.expiry_timestamp + 1) * 1000
+        self.oracle.renew(key, record.in_progress_expiry_timestamp + 1, (record.expiry_timestamp + 1) * 1000)
         self.check_stored(key)
         return Stored()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from persistence.datarecord import STATUS_CONSTANTS, DataRecord, Status
+from persistence.datarecord import STATUS_CONSTANTS, DataRecord, OffloadedResult, Status
 from persistence.exceptions import IdempotencyInvalidStatusError
 
 EXPIRY_S = 1_800_000_000
@@ -75,6 +75,8 @@ def test_everything_beyond_powertools_arguments_is_by_keyword_only() -> None:
         "generation",
         "holder",
         "result_kept",
+        "packed_result",
+        "region",
         "deadline_ms",
         "takes_over_orphans",
         "supersedes",
@@ -88,7 +90,18 @@ def test_a_record_of_a_key_alone_has_powertools_defaults() -> None:
     assert (record.stored_status, record.response_data, record.payload_hash) == ("", "", "")
     assert (record.expiry_timestamp, record.in_progress_expiry_timestamp, record.sort_key) == (None, None, None)
     assert (record.owner_token, record.generation, record.holder, record.result_kept) == ("", 0, "", True)
+    assert (record.packed_result, record.region) == (None, "")
     assert (record.deadline_ms, record.takes_over_orphans, record.supersedes, record.took_over) == (None, True, None, False)
+
+
+@pytest.mark.parametrize("packed", [b"\x1f\x8bsecret", OffloadedResult("s3://bucket/place", "digest", 7)])
+def test_a_packed_result_is_neither_shown_nor_taken_for_none(packed: Any) -> None:
+    record = DataRecord("k", "COMPLETED", packed_result=packed)
+
+    assert "secret" not in repr(record)
+    assert "place" not in repr(record)
+    with pytest.raises(ValueError, match="^The result of idempotency key k is packed; the store's `load` unpacks it$"):
+        record.response_json_as_dict()
 
 
 @pytest.mark.parametrize(("sort_key", "key"), [(None, "pk"), ("sk", "sk"), ("", "")])

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from persistence._dynamodb_items import MAX_ITEM_BYTES, ItemFormat
-from persistence.datarecord import DataRecord
-from persistence.exceptions import IdempotencyResultNotKeptError
+from persistence._dynamodb_items import ItemFormat
+from persistence.datarecord import DataRecord, OffloadedResult
 
 NOW_MS = 1_800_000_000_250
 DEFAULTS: dict[str, Any] = {
@@ -26,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "generation_attr": "generation",
     "holder_attr": "holder",
     "result_not_kept_attr": "result_not_kept",
+    "region_attr": "region",
 }
 #: Names that DynamoDB takes in no expression: a reserved word, a dot, a leading digit, a space.
 ODD: dict[str, Any] = {
@@ -41,6 +41,7 @@ ODD: dict[str, Any] = {
     "generation_attr": "counter",
     "holder_attr": "by",
     "result_not_kept_attr": "lost",
+    "region_attr": "at",
 }
 NAME_OPTIONS = [option for option in DEFAULTS if option != "static_pk_value"]
 PLAIN = ItemFormat(**DEFAULTS)
@@ -188,12 +189,85 @@ def test_an_item_that_is_no_record_is_refused_by_the_name_of_its_fault(change: d
         PLAIN.record(item)
 
 
-@pytest.mark.parametrize("data", [{"M": {"secret": {"S": "x"}}}, {"N": "0"}, {"B": b"secret"}, {"BOOL": False}])
-def test_a_result_that_is_no_text_is_refused_and_never_replayed_as_none(data: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("data", "culprit"),
+    [({"M": {"secret": {"S": "x"}}}, "location"), ({"N": "0"}, "S"), ({"SS": ["secret"]}, "S"), ({"BOOL": False}, "S")],
+)
+def test_a_result_of_another_kind_is_refused_and_never_replayed_as_none(data: dict[str, Any], culprit: str) -> None:
     item = {"id": {"S": "fn#1"}, "status": {"S": "COMPLETED"}, "data": data}
 
-    with pytest.raises(ValueError, match="^The item is no idempotency record: KeyError at 'S'$"):
+    with pytest.raises(ValueError, match=f"^The item is no idempotency record: KeyError at '{culprit}'$"):
         PLAIN.record(item)
+
+
+PLACE = OffloadedResult("s3://bucket/results/1", "0f" * 32, 77)
+#: A result as a record has it, and as its item has it.
+RESULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"response_data": '{"a": 1}'}, {"data": {"S": '{"a": 1}'}}),
+    ({"packed_result": b"\x1f\x8b..."}, {"data": {"B": b"\x1f\x8b..."}}),
+    (
+        {"packed_result": PLACE},
+        {"data": {"M": {"location": {"S": PLACE.location}, "sha256": {"S": "0f" * 32}, "size": {"N": "77"}}}},
+    ),
+    ({"result_kept": False}, {"result_not_kept": {"BOOL": True}}),
+    ({}, {}),
+]
+FORMS = ["text", "compressed", "offloaded", "not kept", "none"]
+IN_EVERY_FORM = pytest.mark.parametrize(("result", "attribute"), RESULTS, ids=FORMS)
+
+
+@IN_EVERY_FORM
+def test_a_result_in_every_form_is_written_and_read(result: Any, attribute: Any) -> None:
+    record = DONE.replace(**{"response_data": "", **result}, region="eu-west-1", holder="request-1")
+
+    item = PLAIN.item(record)
+
+    assert {name: item[name] for name in attribute} == attribute
+    assert item["region"] == {"S": "eu-west-1"}
+    assert PLAIN.record(item) == record
+
+
+@IN_EVERY_FORM
+def test_a_completion_writes_a_result_in_every_form(result: Any, attribute: Any) -> None:
+    request = PLAIN.complete(DONE.replace(**{"response_data": "", **result}))
+
+    names, values = request["ExpressionAttributeNames"], request["ExpressionAttributeValues"]
+    placeholder = "result_not_kept" if "result_not_kept" in attribute else "response_data"
+    assert {names[f"#{placeholder}"]: values[f":{placeholder}"]} == (attribute or {"data": {"S": ""}})
+
+
+def test_a_record_of_another_library_is_written_as_it_was_read() -> None:
+    item = {"id": {"S": "fn#1"}, "status": {"S": "COMPLETED"}, "data": {"S": "1"}}
+
+    assert PLAIN.item(PLAIN.record(item)) == item
+
+
+@pytest.mark.parametrize(
+    ("result", "size"),
+    [
+        (RESULTS[0][0], len("data") + 8),
+        (RESULTS[1][0], len("data") + 5),
+        (RESULTS[2][0], len("data") + 3 + (1 + 8 + 21) + (1 + 6 + 64) + (1 + 4 + 3)),
+        (RESULTS[3][0], len("result_not_kept") + 1),
+        (RESULTS[4][0], 0),
+    ],
+    ids=FORMS,
+)
+def test_the_size_of_an_item_counts_names_and_values(result: Any, size: int) -> None:
+    """By hand: of strings and binaries their bytes, of numbers a byte for two digits and two more, of maps 3."""
+    record = DataRecord("fn#é", "COMPLETED", 1_800_003_600, **result)
+    rest = len("id") + 5 + len("status") + len("COMPLETED") + len("expiration") + 7
+
+    assert PLAIN.size(record) == rest + size
+
+
+def test_the_size_of_a_text_of_many_bytes_per_character_is_that_of_its_bytes() -> None:
+    assert PLAIN.size(DONE.replace(response_data="é日")) - PLAIN.size(DONE.replace(response_data="é")) == 3
+
+
+def test_the_names_of_all_attributes_are_known() -> None:
+    assert PLAIN.attributes == {name for option, name in DEFAULTS.items() if option not in {"static_pk_value", "sort_key_attr"}}
+    assert COMPOSITE.attributes == {name for option, name in ODD.items() if option != "static_pk_value"}
 
 
 def test_an_item_of_a_composite_table_needs_its_sort_key() -> None:
@@ -380,20 +454,12 @@ def test_a_completion_without_its_result_says_so_and_writes_no_data() -> None:
     assert request["ExpressionAttributeNames"]["#result_not_kept"] == "result_not_kept"
 
 
-def test_a_result_as_large_as_an_item_is_left_to_the_service_and_a_larger_one_is_refused() -> None:
-    most = DONE.replace(response_data="x" * MAX_ITEM_BYTES)
-    more = most.replace(response_data=most.response_data + "x")
-
-    assert PLAIN.complete(most)["ExpressionAttributeValues"][":response_data"] == {"S": most.response_data}
-    with pytest.raises(IdempotencyResultNotKeptError, match="fn#1 has 409601 bytes; a DynamoDB item holds 409600$"):
-        PLAIN.complete(more)
-
-
 def test_a_renewal_moves_both_ends_of_the_owners_unfinished_record() -> None:
     assert PLAIN.renew(OFFER) == {
         "Key": {"id": {"S": "fn#1"}},
         "UpdateExpression": "SET #in_progress_expiry = :in_progress_expiry, #expiry = :expiry",
-        "ConditionExpression": "#owner_token = :owner_token AND #status = :inprogress",
+        "ConditionExpression": "#owner_token = :owner_token AND #status = :inprogress "
+        "AND #in_progress_expiry <= :in_progress_expiry",
         "ExpressionAttributeNames": {
             "#owner_token": "owner_token",
             "#status": "status",

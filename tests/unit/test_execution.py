@@ -22,6 +22,8 @@ from idempotency.execution import (
     Fetch,
     Found,
     Granted,
+    Load,
+    Loaded,
     Notify,
     Plan,
     Raised,
@@ -33,6 +35,7 @@ from idempotency.execution import (
     Returned,
     Run,
     Unanswered,
+    Unloadable,
     Unstorable,
     Verdict,
     Wait,
@@ -466,6 +469,44 @@ def test_a_resumed_claim_that_has_no_lease_is_run_as_it_is() -> None:
     )
 
 
+UNRENEWED = IdempotencyPersistenceLayerError("Failed to renew the lease in the idempotency store", "reset")
+
+
+@pytest.mark.parametrize(
+    ("plan", "stored", "now_ms"),
+    [
+        (RENEWING, OURS, LEASE_END_MS),
+        (RENEWING._replace(resumes=True), RUNNING, LEASE_END_MS),
+        (RENEWING._replace(takes_over_orphans=False), OURS, LEASE_END_MS + 1),
+    ],
+    ids=["answer lost", "resumed", "nobody may take over"],
+)
+def test_a_recovered_claim_that_cannot_be_renewed_runs_on_the_lease_that_it_has(
+    plan: Plan, stored: DataRecord, now_ms: int
+) -> None:
+    """Up to its last millisecond; the heartbeat renews it as soon as it can."""
+    play(
+        execution(plan),
+        (Claim(None), Refused(stored, NOW_MS)),
+        (Renew(plan.renewed(plan.recovered(stored), NOW_MS)), Unanswered(UNRENEWED, now_ms)),
+        (Run(plan.recovered(stored)), Raised(SuspendExecution(), now_ms)),
+    )
+
+
+def test_a_recovered_claim_whose_lease_is_over_and_cannot_be_renewed_is_not_run() -> None:
+    """Anybody may take it over at any moment."""
+    plan = RENEWING._replace(resumes=True)
+    late_ms = LEASE_END_MS + 1
+
+    outcome = play(
+        execution(plan),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        (Renew(plan.renewed(plan.recovered(RUNNING), NOW_MS)), Unanswered(UNRENEWED, late_ms)),
+    )
+
+    assert rejection(outcome, IdempotencyPersistenceLayerError) is UNRENEWED
+
+
 def recovering_and_fenced_by(found: DataRecord | None) -> list[tuple[Effect, Reply]]:
     """The script of a call that finds its own claim, and loses it before it can renew it."""
     renewed = RENEWING.renewed(RENEWING.recovered(OURS), NOW_MS)
@@ -841,6 +882,183 @@ def test_a_late_success_whose_winner_has_vanished_is_an_error_without_a_record()
     assert rejection(outcome, IdempotencyLeaseLostError).record is None
 
 
+# The result is packed: compressed, or kept elsewhere
+
+PACKED = DONE.replace(response_data="", packed_result=b"packed")
+GONE = IdempotencyResultNotKeptError("its result is gone")
+DOWN = IdempotencyPersistenceLayerError("Failed to load the stored result", "reset")
+DOWN.__cause__ = OSError("reset")
+
+
+@pytest.mark.parametrize("refused", [Refused(PACKED, NOW_MS), Refused(PACKED.replace(payload_hash="hash"), NOW_MS)])
+def test_a_packed_result_is_loaded_before_it_is_replayed_and_told(refused: Refused) -> None:
+    plan = OBSERVED._replace(payload_hash=refused.existing.payload_hash if refused.existing else "")
+
+    outcome = play(
+        execution(plan),
+        (Claim(None), refused),
+        (Load(refused.existing), Loaded(DONE)),  # type: ignore[arg-type]
+        told(events.Replayed(key="fn#1", at_ms=NOW_MS, source="store", holder="request-theirs")),
+    )
+
+    assert outcome == Replayed(None, DONE)
+
+
+def test_an_unobserved_replay_of_a_packed_result_asks_for_nothing_but_that() -> None:
+    outcome = play(execution(PLAN), (Claim(None), Refused(PACKED, NOW_MS)), (Load(PACKED), Loaded(DONE)))
+
+    assert outcome == Replayed(None, DONE)
+
+
+def test_a_packed_result_that_a_waiting_call_finds_is_loaded() -> None:
+    outcome = play(
+        execution(WAITING),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        (Wait(0, 5_000), None),
+        (Fetch(), Found(PACKED, NOW_MS + 50)),
+        (Load(PACKED), Loaded(DONE)),
+    )
+
+    assert outcome == Replayed(None, DONE)
+
+
+@pytest.mark.parametrize(
+    ("plan", "existing", "kind"),
+    [
+        (HASHED, PACKED.replace(payload_hash="other"), IdempotencyValidationError),
+        (PLAN, PACKED.replace(result_kept=False), IdempotencyResultNotKeptError),
+    ],
+    ids=["other payload", "not kept"],
+)
+def test_a_result_that_is_not_to_be_given_away_is_not_loaded(plan: Plan, existing: DataRecord, kind: type[BaseError]) -> None:
+    rejection(play(execution(plan), (Claim(None), Refused(existing, NOW_MS))), kind)
+
+
+@pytest.mark.parametrize("error", [GONE, DOWN], ids=["gone", "store failed"])
+def test_a_result_that_cannot_be_loaded_is_its_error_with_its_cause_and_never_a_second_run(error: BaseError) -> None:
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Refused(PACKED, NOW_MS)),
+        (Load(PACKED), Unloadable(error)),
+        told(events.Refused(key="fn#1", at_ms=NOW_MS, reason="result not loaded", holder="request-theirs")),
+    )
+
+    assert outcome == Rejected(error, error.__cause__)
+
+
+def test_an_unobserved_call_whose_result_cannot_be_loaded_is_rejected_without_a_word() -> None:
+    outcome = play(execution(PLAN), (Claim(None), Refused(PACKED, NOW_MS)), (Load(PACKED), Unloadable(GONE)))
+
+    assert outcome == Rejected(GONE, None)
+
+
+def test_the_winners_packed_result_is_loaded_for_a_late_success() -> None:
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), Fenced(PACKED, NOW_MS + 600)),
+        told(events.LeaseLost(key="fn#1", at_ms=NOW_MS + 600, generation=3, winner_holder="request-theirs")),
+        (Load(PACKED), Loaded(DONE)),
+    )
+
+    assert outcome == Replayed(None, DONE)
+
+
+@pytest.mark.parametrize("error", [GONE, DOWN], ids=["gone", "store failed"])
+def test_a_late_success_whose_winners_result_cannot_be_loaded_is_told_of_the_lost_lease(error: BaseError) -> None:
+    """Its own function ran: that is what its caller must hear."""
+    outcome = play(
+        execution(PLAN),
+        GRANT,
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), Fenced(PACKED, NOW_MS)),
+        (Load(PACKED), Unloadable(error)),
+    )
+
+    assert rejection(outcome, IdempotencyLeaseLostError).record is PACKED
+
+
+# Another Region's write
+
+HERE = GRANTED.replace(region="us-east-1")
+CONFLICT = events.ReplicationConflict(key="fn#1", at_ms=NOW_MS + 600, region="us-east-1", winner_region="eu-west-1")
+
+
+@pytest.mark.parametrize(
+    ("region", "winner", "conflict"),
+    [
+        ("us-east-1", DONE.replace(region="eu-west-1"), [CONFLICT]),
+        ("us-east-1", RUNNING.replace(region="eu-west-1"), [CONFLICT]),
+        ("us-east-1", DONE.replace(region="us-east-1"), []),
+        ("us-east-1", DONE, []),  # of another library, or of a version that recorded no Region
+        ("", DONE.replace(region="eu-west-1"), []),
+        ("", DONE, []),
+        ("us-east-1", None, []),
+    ],
+    ids=[
+        "completed there",
+        "running there",
+        "completed here",
+        "nobody knows where",
+        "we do not know where",
+        "neither",
+        "vanished",
+    ],
+)
+@pytest.mark.parametrize("ending", ["success", "failure"])
+def test_a_lost_lease_is_a_replication_conflict_if_both_regions_are_known_and_differ(
+    region: str, winner: DataRecord | None, conflict: list[events.Event], ending: str
+) -> None:
+    granted, error = GRANTED.replace(region=region), ValueError("late")
+    fenced = Fenced(winner, NOW_MS + 600)
+    end: list[tuple[Effect, Reply]] = [(Run(granted), Raised(error, NOW_MS + 500)), (Release(granted), fenced)]
+    if ending == "success":
+        end = [(Run(granted), RETURNED), (Complete(COMPLETED.replace(region=region)), fenced)]
+        end += [] if winner else [(Fetch(), Found(None, NOW_MS + 600))]
+    holder = winner.holder if winner else ""
+
+    play(
+        execution(OBSERVED),
+        (Claim(None), Granted(granted, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        *end,
+        told(events.LeaseLost(key="fn#1", at_ms=NOW_MS + 600, generation=3, winner_holder=holder)),
+        *[told(event) for event in conflict],
+    )
+
+
+def test_a_winner_of_another_region_that_is_only_fetched_is_a_replication_conflict_too() -> None:
+    winner = DONE.replace(region="eu-west-1")
+
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(HERE, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(HERE), RETURNED),
+        (Complete(COMPLETED.replace(region="us-east-1")), Fenced(None, NOW_MS + 500)),
+        (Fetch(), Found(winner, NOW_MS + 600)),
+        told(events.LeaseLost(key="fn#1", at_ms=NOW_MS + 600, generation=3, winner_holder="request-theirs")),
+        told(CONFLICT),
+    )
+
+    assert outcome == Replayed(None, winner)
+
+
+def test_an_unobserved_conflict_changes_nothing() -> None:
+    winner = DONE.replace(region="eu-west-1")
+
+    outcome = play(
+        execution(PLAN),
+        (Claim(None), Granted(HERE, NOW_MS)),
+        (Run(HERE), RETURNED),
+        (Complete(COMPLETED.replace(region="us-east-1")), Fenced(winner, NOW_MS + 600)),
+    )
+
+    assert outcome == Replayed(None, winner)
+
+
 # The result cannot be stored
 
 
@@ -1012,8 +1230,10 @@ RAN = (Run(GRANTED), RETURNED)
         ([GRANT, RAN, (Complete(COMPLETED), Fenced(None, NOW_MS))], STORED),
         ([GRANT, (Run(GRANTED), Unstorable(TypeError(), NOW_MS + 500))], Unstorable(TypeError(), NOW_MS)),
         ([GRANT, (Run(GRANTED), Raised(ValueError(), NOW_MS))], Refused(DONE, NOW_MS)),
+        ([(Claim(None), Refused(PACKED, NOW_MS))], STORED),
+        ([GRANT, RAN, (Complete(COMPLETED), Fenced(PACKED, NOW_MS))], Found(DONE, NOW_MS)),
     ],
-    ids=["claim", "run", "complete", "fetch", "complete without result", "release"],
+    ids=["claim", "run", "complete", "fetch", "complete without result", "release", "load", "load the winner's"],
 )
 def test_a_reply_that_does_not_belong_to_the_effect_is_a_mistake_of_the_driver(
     script: list[tuple[Effect, Reply]], nonsense: Reply

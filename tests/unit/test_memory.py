@@ -143,13 +143,13 @@ def test_expired_records_are_dropped_long_before_the_store_is_full(clock: FakeCl
 def test_the_store_is_swept_again_only_when_it_has_doubled(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a claim among many live records costs amortised constant time."""
     asked: list[str] = []
-    is_waste = memory._is_waste
+    is_waste = memory.is_waste
 
     def counting(record: DataRecord, now_ms: int) -> bool:
         asked.append(record.key)
         return is_waste(record, now_ms)
 
-    monkeypatch.setattr(memory, "_is_waste", counting)
+    monkeypatch.setattr(memory, "is_waste", counting)
     store = InMemoryPersistenceLayer(clock_ms=clock)
 
     for number in range(4 * FIRST_SWEEP):
@@ -211,9 +211,10 @@ def test_a_renewal_moves_the_ends_and_nothing_else(clock: FakeClock) -> None:
     before = store.fetch("k")
     assert before is not None
 
-    store.renew(granted.replace(in_progress_expiry_timestamp=5, expiry_timestamp=6, payload_hash="other", holder="other"))
+    ends = {"in_progress_expiry_timestamp": 1_900_000_000_000, "expiry_timestamp": 1_900_000_001}
+    store.renew(granted.replace(**ends, payload_hash="other", holder="other"))
 
-    assert store.fetch("k") == before.replace(in_progress_expiry_timestamp=5, expiry_timestamp=6)
+    assert store.fetch("k") == before.replace(**ends)
 
 
 @pytest.mark.parametrize("state", ["absent", "completed", "another's"])

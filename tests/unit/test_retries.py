@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from persistence._retries import (
     CAP_MS,
     LEAST_MS,
     RESERVE_MS,
+    RETRY_AFTER_CAP_MS,
+    THROTTLED,
     UNKNOWN,
     Retries,
     UnreadableAnswerError,
@@ -23,9 +27,13 @@ from persistence._retries import (
     hides_tries,
     is_busy,
     is_refusal,
+    is_throttle,
     is_unknown,
     is_unreadable,
+    retry_after_ms,
+    throttling_reasons,
 )
+from persistence.notices import Throttling, call_notices
 
 
 def answered(code: str, status: int = 400, retries: int = 0) -> sdk.ClientError:
@@ -401,3 +409,258 @@ def test_every_try_sends_the_same_request(clock: FakeClock) -> None:
 
     assert retrying(clock).call(operation, TableName="t", Key={"id": {"S": "fn#1"}}) == "done"
     assert sent == [{"TableName": "t", "Key": {"id": {"S": "fn#1"}}}] * 3
+
+
+# Throttles
+
+
+ARN = "arn:aws:dynamodb:us-east-1:000000000000:table/idempotency"
+HOT, ACCOUNT = "TableWriteKeyRangeThroughputExceeded", "TableWriteAccountLimitExceeded"
+
+
+def throttled(
+    *reasons: Any,
+    code: str = "ProvisionedThroughputExceededException",
+    name: str = "ThrottlingReasons",
+    operation: str = "PutItem",
+) -> sdk.ClientError:
+    """A throttle as botocore raises it, for each of these reasons."""
+    response: Any = {"Error": {"Code": code, "Message": "..."}, "ResponseMetadata": {"HTTPStatusCode": 400, "RetryAttempts": 0}}
+    if reasons:
+        response[name] = [{"reason": reason, "resource": ARN} if isinstance(reason, str) else reason for reason in reasons]
+    return sdk.ClientError(response, operation)
+
+
+@pytest.mark.parametrize("code", sorted(THROTTLED))
+def test_a_throttle_is_a_refusal_for_now(code: str) -> None:
+    assert is_throttle(answered(code))
+    assert is_busy(answered(code))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered("ReplicatedWriteConflictException"),
+        answered("TransactionConflictException"),
+        answered("ConditionalCheckFailedException"),
+        *NOT_SENT,
+        *OUTCOME_UNKNOWN,
+        ValueError(),
+    ],
+    ids=name_of,
+)
+def test_a_conflict_or_a_failure_is_no_throttle(error: Exception) -> None:
+    assert not is_throttle(error)
+    assert throttling_reasons(error) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reasons"),
+    [
+        (throttled(HOT), [(HOT, ARN)]),
+        (throttled(HOT, ACCOUNT), [(HOT, ARN), (ACCOUNT, ARN)]),
+        (throttled(HOT, code="ThrottlingException", name="throttlingReasons"), [(HOT, ARN)]),
+        (throttled(HOT, code="RequestLimitExceeded"), [(HOT, ARN)]),
+        (throttled({"reason": HOT}), [(HOT, "")]),
+        (throttled({"resource": ARN}), [("", ARN)]),
+        (throttled({}), [("", "")]),
+        (throttled(7), []),
+        (throttled(), []),
+        (throttled(HOT, code="ValidationException"), []),
+    ],
+)
+def test_the_reasons_of_a_throttle_are_read_in_both_spellings(error: Exception, reasons: list[tuple[str, str]]) -> None:
+    assert throttling_reasons(error) == reasons
+
+
+@pytest.fixture
+def notices() -> Any:
+    """What the requests of the running call left behind."""
+    collected: list[Throttling] = []
+    token = call_notices.set(collected)
+    yield collected
+    call_notices.reset(token)
+
+
+def test_throttles_leave_one_notice_with_their_number_and_each_reason_once(clock: FakeClock, notices: list[Throttling]) -> None:
+    errors = [throttled(HOT), throttled(), throttled(ACCOUNT, HOT), throttled(HOT)]
+
+    retrying(clock).call(sender(*errors, "done"))
+
+    assert notices == [Throttling("PutItem", 4, (HOT, ACCOUNT))]
+
+
+@pytest.mark.parametrize(
+    "last", ["done", answered("ConditionalCheckFailedException"), throttled(HOT), OUTCOME_UNKNOWN[0]], ids=str
+)
+def test_throttles_are_told_of_however_the_request_ends(clock: FakeClock, notices: list[Throttling], last: Any) -> None:
+    with suppress(sdk.ClientError):
+        retrying(clock, at_most_ms=LEAST_MS).call(sender(throttled(HOT, operation="UpdateItem"), last))
+
+    assert [notice._replace(requests=1) for notice in notices] == [Throttling("UpdateItem", 1, (HOT,))]
+
+
+def test_an_interruption_after_a_throttle_tells_of_the_throttle(clock: FakeClock, notices: list[Throttling]) -> None:
+    def interrupted(ms: float) -> None:
+        raise KeyboardInterrupt
+
+    retries = Retries(clock, interrupted, at_most_ms=1_000)
+    with pytest.raises(KeyboardInterrupt):
+        retries.call(sender(throttled(HOT)))
+
+    assert notices == [Throttling("PutItem", 1, (HOT,))]
+
+
+@pytest.mark.parametrize("error", [REFUSED_FOR_NOW[-1], REFUSED_FOR_NOW[-2], *NOT_SENT[:1], *OUTCOME_UNKNOWN[:1]], ids=name_of)
+def test_a_trouble_that_is_no_throttle_leaves_no_notice(clock: FakeClock, notices: list[Throttling], error: Exception) -> None:
+    retrying(clock).call(sender(error, "done"))
+
+    assert notices == []
+
+
+def test_a_throttle_of_a_client_that_names_no_operation_leaves_a_notice_too(clock: FakeClock, notices: list[Throttling]) -> None:
+    error = type("Odd", (Exception,), {"response": {"Error": {"Code": "ThrottlingException"}}})()
+
+    retrying(clock).call(sender(error, "done"))
+
+    assert notices == [Throttling("", 1, ())]
+
+
+def test_without_anybody_who_collects_notices_there_are_none(clock: FakeClock) -> None:
+    assert call_notices.get() is None
+
+    assert retrying(clock).call(sender(throttled(HOT), "done")) == "done"
+
+
+def test_a_throttled_request_leaves_no_garbage_that_only_the_collector_finds(clock: FakeClock) -> None:
+    """An error refers to the frames that it passed through, and with them to a result that was to be stored."""
+
+    class Request:
+        pass
+
+    def operation(**_request: object) -> str:
+        if not clock.slept_ms:
+            raise throttled(HOT)
+        return "done"
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            retrying(clock).call(operation, Item=Request())
+            clock.slept_ms.clear()
+        left = [found for found in gc.get_objects() if isinstance(found, Request)]
+    finally:
+        gc.enable()
+
+    assert left == []
+
+
+# A pause that the server asks for
+
+
+def asking(wish: Any) -> sdk.ClientError:
+    """A throttle with the header x-amz-retry-after."""
+    error = throttled(HOT)
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"x-amz-retry-after": wish}
+    return error
+
+
+@pytest.mark.parametrize(
+    ("wish", "milliseconds"), [("0", 0), ("1", 1), ("250", 250), ("00250", 250), ("5000", 5_000), (250, 250)]
+)
+def test_the_wish_is_read_in_milliseconds(wish: Any, milliseconds: int) -> None:
+    assert retry_after_ms(asking(wish)) == milliseconds
+
+
+@pytest.mark.parametrize(
+    "wish", ["", "soon", "1.5", "-1", "-5000", "1e3", "0x10", "\u00b2", "Wed, 21 Oct 2026 07:28:00 GMT", "9" * 5_000]
+)
+def test_a_wish_that_is_no_number_of_milliseconds_is_ignored(wish: str) -> None:
+    """The last one is a number, but none that Python reads: it would replace the service's own error."""
+    assert retry_after_ms(asking(wish)) == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(),
+        *NOT_SENT[:1],
+        answered("ThrottlingException"),
+        type("Odd", (Exception,), {"response": None})(),
+        type("Odd", (Exception,), {"response": {}})(),
+        type("Odd", (Exception,), {"response": {"ResponseMetadata": {}}})(),
+        type("Odd", (Exception,), {"response": {"ResponseMetadata": {"HTTPHeaders": {}}}})(),
+    ],
+)
+def test_an_error_without_the_header_asks_for_nothing(error: Exception) -> None:
+    assert retry_after_ms(error) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("wish_ms", [BASE_MS, 1_000, RETRY_AFTER_CAP_MS])
+def test_a_wish_within_the_cap_is_obeyed_to_the_millisecond_if_it_is_longer_than_the_jitter(
+    wish_ms: int, seed: int, clock: FakeClock
+) -> None:
+    random.seed(seed)
+
+    retrying(clock).call(sender(asking(str(wish_ms)), "done"))
+
+    assert clock.slept_ms == [wish_ms], seed
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_wish_that_is_shorter_than_the_jitter_shortens_nothing(seed: int, clock: FakeClock) -> None:
+    random.seed(seed)
+    plain = FakeClock()
+    retrying(plain).call(sender(throttled(HOT), "done"))
+    random.seed(seed)
+
+    retrying(clock).call(sender(asking("0"), "done"))
+
+    assert clock.slept_ms == plain.slept_ms, seed
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_wish_adds_five_seconds_to_the_jitter_at_most(seed: int, clock: FakeClock) -> None:
+    """As the SDK caps it: a wish may be wrong."""
+    random.seed(seed)
+    jitter_ms = random.uniform(0, BASE_MS)
+    random.seed(seed)
+
+    retrying(clock).call(sender(asking("3600000"), "done"))
+
+    assert clock.slept_ms == [jitter_ms + RETRY_AFTER_CAP_MS], seed
+
+
+@pytest.mark.parametrize(
+    ("at_most_ms", "deadline_ms", "end_ms"),
+    [(1_000, None, 1_000), (None, START_MS + 1_000, 1_000 - RESERVE_MS), (60_000, START_MS + 700, 700 - RESERVE_MS)],
+)
+def test_a_wish_never_leads_beyond_the_end(
+    at_most_ms: int | None, deadline_ms: int | None, end_ms: int, clock: FakeClock
+) -> None:
+    """The last request is sent when time is up, whatever the server wishes, and no sleep follows it."""
+    start_ms = clock.now_ms
+    retries = retrying(clock, at_most_ms, deadline_ms)
+    with pytest.raises(sdk.ClientError):
+        retries.call(sender(asking("4000")))
+
+    assert clock.now_ms - start_ms == end_ms
+    assert clock.slept_ms == [end_ms]
+
+
+def test_a_server_error_may_ask_for_a_pause_too(clock: FakeClock) -> None:
+    error = answered("ServiceUnavailable", 503)
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"x-amz-retry-after": "3000"}
+
+    retrying(clock).call(sender(error, "done"))
+
+    assert clock.slept_ms == [3_000]
+
+
+def test_the_ceiling_of_the_jitter_keeps_doubling_under_wishes(clock: FakeClock) -> None:
+    """A server that stops asking is then not met by a crowd."""
+    retrying(clock).call(sender(*[asking("100")] * 5, *[throttled(HOT)] * 20, "done"))
+
+    assert max(clock.slept_ms[5:]) > CAP_MS / 2
