@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from idempotency.serialization.no_op import NoOpSerializer
     from idempotency.serialization.pydantic import PydanticSerializer
     from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
+    from persistence.bulk import BulkProgress, copy_records, sweep_expired
     from persistence.datarecord import DataRecord
     from persistence.dynamodb import DynamoDBPersistenceLayer
     from persistence.exceptions import (
         BaseError,
         IdempotencyAlreadyInProgressError,
+        IdempotencyBulkIncompleteError,
         IdempotencyInconsistentStateError,
         IdempotencyInvalidStatusError,
         IdempotencyItemAlreadyExistsError,
@@ -64,6 +66,7 @@ __all__ = [
     "BaseIdempotencyModelSerializer",
     "BaseIdempotencySerializer",
     "BasePersistenceLayer",
+    "BulkProgress",
     "CustomDictSerializer",
     "DataRecord",
     "DataclassSerializer",
@@ -71,6 +74,7 @@ __all__ = [
     "Event",
     "Executed",
     "IdempotencyAlreadyInProgressError",
+    "IdempotencyBulkIncompleteError",
     "IdempotencyConfig",
     "IdempotencyInconsistentStateError",
     "IdempotencyInvalidStatusError",
@@ -96,10 +100,12 @@ __all__ = [
     "Replayed",
     "ResultOffload",
     "S3ResultOffload",
+    "copy_records",
     "current_attempt",
     "idempotent",
     "idempotent_function",
     "make_idempotent",
+    "sweep_expired",
 ]
 
 #: Where each name lives.
@@ -125,6 +131,9 @@ _HOMES = {
     "PydanticSerializer": "idempotency.serialization.pydantic",
     "AsyncBasePersistenceLayer": "persistence.base",
     "BasePersistenceLayer": "persistence.base",
+    "BulkProgress": "persistence.bulk",
+    "copy_records": "persistence.bulk",
+    "sweep_expired": "persistence.bulk",
     "DataRecord": "persistence.datarecord",
     "DynamoDBPersistenceLayer": "persistence.dynamodb",
     "ResultOffload": "persistence.offload",
@@ -132,6 +141,7 @@ _HOMES = {
     "InMemoryPersistenceLayer": "persistence.memory",
     "BaseError": "persistence.exceptions",
     "IdempotencyAlreadyInProgressError": "persistence.exceptions",
+    "IdempotencyBulkIncompleteError": "persistence.exceptions",
     "IdempotencyInconsistentStateError": "persistence.exceptions",
     "IdempotencyInvalidStatusError": "persistence.exceptions",
     "IdempotencyItemAlreadyExistsError": "persistence.exceptions",

@@ -3,6 +3,7 @@
 from persistence.exceptions import (
     BaseError,
     IdempotencyAlreadyInProgressError,
+    IdempotencyBulkIncompleteError,
     IdempotencyInconsistentStateError,
     IdempotencyInvalidStatusError,
     IdempotencyItemAlreadyExistsError,
@@ -23,6 +24,7 @@ from persistence.exceptions import (
 __all__ = [
     "BaseError",
     "IdempotencyAlreadyInProgressError",
+    "IdempotencyBulkIncompleteError",
     "IdempotencyInconsistentStateError",
     "IdempotencyInvalidStatusError",
     "IdempotencyItemAlreadyExistsError",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from persistence.bulk import BulkProgress
     from persistence.datarecord import DataRecord
 
 
@@ -118,3 +119,14 @@ class IdempotencyOrphanedError(IdempotencyAlreadyInProgressError):
 
     Find out whether the effect happened; then delete the record to allow a new run, or leave it.
     """
+
+
+class IdempotencyBulkIncompleteError(IdempotencyPersistenceLayerError):
+    """Bulk work on a table came to an end before it was done; what was written stays written.
+
+    `progress` says how much, and `progress.checkpoint` is where to go on.
+    """
+
+    def __init__(self, *args: str | Exception | None, progress: BulkProgress | None = None) -> None:
+        super().__init__(*args)
+        self.progress = progress

@@ -33,6 +33,7 @@ DOCUMENTED = {
     "BaseIdempotencyModelSerializer": "idempotency.serialization.base",
     "BaseIdempotencySerializer": "idempotency.serialization.base",
     "BasePersistenceLayer": "persistence.base",
+    "BulkProgress": "persistence.bulk",
     "CustomDictSerializer": "idempotency.serialization.custom_dict",
     "DataRecord": "persistence.datarecord",
     "DataclassSerializer": "idempotency.serialization.dataclass",
@@ -40,6 +41,7 @@ DOCUMENTED = {
     "Event": "idempotency.events",
     "Executed": "idempotency.execution",
     "IdempotencyAlreadyInProgressError": "persistence.exceptions",
+    "IdempotencyBulkIncompleteError": "persistence.exceptions",
     "IdempotencyConfig": "idempotency.config",
     "IdempotencyInconsistentStateError": "persistence.exceptions",
     "IdempotencyInvalidStatusError": "persistence.exceptions",
@@ -65,10 +67,12 @@ DOCUMENTED = {
     "Replayed": "idempotency.execution",
     "ResultOffload": "persistence.offload",
     "S3ResultOffload": "persistence.offload",
+    "copy_records": "persistence.bulk",
     "current_attempt": "idempotency.attempt",
     "idempotent": "idempotency.decorators",
     "idempotent_function": "idempotency.decorators",
     "make_idempotent": "idempotency.decorators",
+    "sweep_expired": "persistence.bulk",
 }
 
 #: The errors that Powertools has, too.
@@ -88,6 +92,7 @@ SHARED_ERRORS = [
     "IdempotencyValidationError",
 ]
 OWN_ERRORS = {
+    "IdempotencyBulkIncompleteError": "IdempotencyPersistenceLayerError",
     "IdempotencyLeaseLostError": "IdempotencyPersistenceLayerError",
     "IdempotencyResultNotKeptError": "IdempotencyPersistenceLayerError",
     "IdempotencyOrphanedError": "IdempotencyAlreadyInProgressError",

@@ -15,6 +15,7 @@ from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     BaseError,
     IdempotencyAlreadyInProgressError,
+    IdempotencyBulkIncompleteError,
     IdempotencyItemAlreadyExistsError,
     IdempotencyLeaseLostError,
     IdempotencyOrphanedError,
@@ -38,6 +39,7 @@ POWERTOOLS_NAMES = [
     "IdempotencyValidationError",
 ]
 OWN = {
+    IdempotencyBulkIncompleteError: IdempotencyPersistenceLayerError,
     IdempotencyLeaseLostError: IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError: IdempotencyPersistenceLayerError,
     IdempotencyOrphanedError: IdempotencyAlreadyInProgressError,
@@ -57,7 +59,7 @@ def test_each_of_the_thirteen_known_errors_is_a_direct_child_of_the_root(name: s
     assert getattr(exceptions, name).__bases__ == (BaseError,)
 
 
-def test_there_are_thirteen_known_errors_and_three_of_our_own() -> None:
+def test_there_are_thirteen_known_errors_and_four_of_our_own() -> None:
     defined = {
         name for name, value in vars(exceptions).items() if isinstance(value, type) and value.__module__ == exceptions.__name__
     }
