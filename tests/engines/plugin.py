@@ -79,6 +79,12 @@ isolate_from_aws()
 make_sample_importable()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("faults", "random faults, see docs/faults.md")
+    group.addoption("--chaos-attempts", type=int, default=3_000, metavar="N", help="attempts under random faults (%(default)s)")
+    group.addoption("--chaos-seed", type=int, default=20261121, metavar="S", help="the first seed (%(default)s)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ENGINES] = {
         "dynamodb_local": Engine("DynamoDB Local", _dynamodb_local.running),

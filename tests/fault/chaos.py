@@ -1,32 +1,69 @@
-"""Many attempts in threads under random faults, and a checker of what happened that knows nothing of the library's rules.
+"""Many attempts at many keys, in threads and on event loops, while a proxy harms what they send.
 
-Time is one clock for all: retries and, now and then, a run move it on, so that leases end under attempts at work.
+Each key is a world of its own: its time passes when an attempt at it sleeps, is delayed, or is told to outlive its lease.  So one
+key's attempts race with each other, and not with another key's clock.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
-from collections import defaultdict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from threading import RLock
-from typing import TYPE_CHECKING, Any
+from threading import Lock, RLock
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
 
-from doubles import FakeClock
-from faults import UNKNOWN_OUTCOMES, FaultyClient, Suspended, key_of, keyed, lost, refused, throttle
+from doubles import FakeClock, LambdaContext
+from fault.history import History
+from fault.proxy import SLOW, Harm
+from faults import PREFIX, Suspended, key_of, keyed
 
-from idempotency import BaseError, current_attempt, make_idempotent
+from idempotency import BaseError, DynamoDBPersistenceLayer, current_attempt, idempotent, idempotent_function
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
-    from faults import Fault, Send
+    from fault.proxy import Answer, FaultProxy, Request
+    from stores import Peek
 
-    from idempotency import DynamoDBPersistenceLayer
+    from idempotency import Attempt
+    from idempotency.heartbeat import Heartbeat
 
-LEASE_SECONDS = 60
-#: What a run does, and how often.
-DEEDS = {"return": 5, "raise": 2, "crash": 2, "outlive its lease": 3, "outlive its lease and raise": 1}
+LEASE_SECONDS: Final = 60
+INVOCATION_MS: Final = 30_000
+#: No result expires during a story: at most a minute or two pass with each attempt.
+KEPT_SECONDS: Final = 10 * 24 * 3600
+ATTEMPTS_PER_KEY: Final = 10
+
+#: What the proxy does, each with its probability; about one request in five is struck.
+RATES: Final = {
+    Harm.LOSE_ANSWER: 0.04,
+    Harm.LOSE_REQUEST: 0.03,
+    Harm.CUT: 0.02,
+    Harm.ERROR_AFTER: 0.03,
+    Harm.ERROR_BEFORE: 0.02,
+    Harm.THROTTLE: 0.03,
+    Harm.DELAY: 0.04,
+    Harm.HOLD: 0.003,
+    Harm.HANG: 0.003,
+}
+#: How long a client waits for an answer, by the fake clock: the read timeout of a client that the library makes.
+TIMEOUT_MS: Final = 2_000
+
+#: Among the calls of how many keys those of one are mixed: few enough that they meet, enough that some come alone.
+SPREAD: Final = 6
+
+#: What happens during a run, how it ends, and how much later than the one before a call comes; each with its weight.
+MEANWHILE: Final = {"nothing": 3, "outlive": 4, "meet": 2, "renew": 2}
+ENDS: Final = {"return": 4, "raise": 3, "crash": 2}
+#: How many calls deep the runs deliver further ones: enough for three generations.
+DEEPEST: Final = 2
+LATER_MS: Final = {0: 6, 500: 1, 5_000: 1, 20_000: 1, 61_001: 2}
+FORMS: Final = {"function": 3, "handler": 3, "waiting handler": 1, "async function": 2, "async handler": 2}
 
 
 @dataclass
@@ -42,121 +79,290 @@ class SharedClock(FakeClock):
     def sleep_ms(self, ms: float) -> None:
         self.advance(ms=round(ms))
 
-
-@dataclass
-class Run:
-    """One run of the function: until `lease_end_ms`, or until it failed, no other run of its key may begin."""
-
-    lease_end_ms: int
-    failed: bool = False
-
-
-@dataclass
-class History:
-    """What was seen of each key.  `violations` says what must never happen."""
-
-    runs: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
-    seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    errors: list[str] = field(default_factory=list)
-    violations: list[str] = field(default_factory=list)
-    lock: RLock = field(default_factory=RLock)
-
-    def begin(self, key: str, now_ms: int, lease_end_ms: int) -> Run:
-        run = Run(lease_end_ms)
+    def advance_beyond(self, now_ms: int) -> None:
         with self.lock:
-            # A thread that was held up between its claim and its run may begin it after its lease; no store can prevent that.
-            for other in self.runs[key] if now_ms <= lease_end_ms else ():
-                if not other.failed and now_ms <= other.lease_end_ms:
-                    self.violations.append(
-                        f"{key}: a run began at {now_ms}, while another's lease lasted until {other.lease_end_ms}"
-                    )
-            if self.seen[key] and now_ms <= lease_end_ms:
-                self.violations.append(f"{key}: a run began after a caller had got {self.seen[key]}")
-            self.runs[key].append(run)
-        return run
+            self.now_ms = max(self.now_ms, now_ms + 1)
 
-    def saw(self, key: str, result: str) -> None:
-        with self.lock:
-            self.seen[key].add(result)
-            if len(self.seen[key]) > 1:
-                self.violations.append(f"{key}: callers got different results: {sorted(self.seen[key])}")
 
-    def must_be(self, key: str, stored: Any, replayed: str) -> None:
-        """At the end: what the table holds is what everybody got, now and before."""
-        if stored != f'"{replayed}"' or self.seen[key] != {replayed}:
-            self.violations.append(
-                f"{key}: {stored} is stored, {replayed} was replayed, and callers got {sorted(self.seen[key])}"
-            )
+#: The clock of the key that this thread or task is busy with.
+here: ContextVar[SharedClock] = ContextVar("here")
+
+
+def sdk_sleep(seconds: float) -> None:
+    """In place of the pauses that the SDK makes between its own retries."""
+    here.get(SharedClock()).sleep_ms(1000 * seconds)
+
+
+#: The module `time`, as far as the SDK's endpoint uses it.
+SDK_TIME: Final = SimpleNamespace(sleep=sdk_sleep)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One delivery: what it is called, in which form it comes, and what its run does, if it runs."""
+
+    job: Job
+    name: str
+    form: str
+    meanwhile: str
+    end: str
+    request_id: str
+    later_ms: int
+    depth: int = 0
+
+    @property
+    def is_async(self) -> bool:
+        return self.form.startswith("async")
+
+    @property
+    def is_renewed(self) -> bool:
+        """Whether it knows no deadline, so that the heartbeat renews its lease."""
+        return self.form.endswith("function")
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.form}, {self.request_id}: {self.meanwhile}, {self.end})"
+
+
+@dataclass(eq=False)
+class Job:
+    """One key, with the clock and the history of its world."""
+
+    number: int
+    key: str
+    clock: SharedClock
+    history: History
+    forms: dict[str, Callable[..., Any]]
+    at_work: Counter[str] = field(default_factory=Counter)
 
 
 class Chaos:
-    """*attempts* attempts at a tenth as many keys.  `play` and then `settle`; the history tells."""
+    """*attempts* deliveries, ten for each key, and what their runs deliver besides.  `play`, then `settle`, then `report`.
 
-    def __init__(self, store: DynamoDBPersistenceLayer, seed: int, attempts: int = 400, threads: int = 8) -> None:
-        self.history = History()
-        self.clock = SharedClock()
-        self._store, self._seed, self._attempts, self._threads = store, seed, attempts, threads
-        self._faulty = FaultyClient(store.client)
-        self._random = random.Random(seed)
-        for operation in ("put_item", "update_item", "delete_item", "get_item"):
-            self._faulty.always(operation, self._perhaps)
-        store.client, store.clock_ms, store.sleep_ms = self._faulty, self.clock, self.clock.sleep_ms
-        self._call = make_idempotent(
-            self._work, persistence_store=store, config=keyed(lease_seconds=LEASE_SECONDS), key_prefix="job"
-        )
-        self.keys = [f"key-{number}" for number in range(attempts // 10)]
+    Args:
+        new_store: Makes a store whose clock and sleep are then set; one for each key.
+        proxy: What the stores' client speaks through.
+        peek: Reads the raw record of a key, past the proxy.
+        heartbeat: The one that the library uses here, which beats when told.
+        seed: Decides the harms and the deeds.  Threads decide who comes first, so a seed does not decide all.
+        attempts: How many deliveries are made.
+        threads: How many are made at once.
+        rates: What the proxy does, each with its probability.
+    """
+
+    def __init__(
+        self,
+        new_store: Callable[[], DynamoDBPersistenceLayer],
+        proxy: FaultProxy,
+        peek: Peek,
+        heartbeat: Heartbeat,
+        *,
+        seed: int,
+        attempts: int,
+        threads: int = 8,
+        rates: Mapping[Harm, float] = RATES,
+    ) -> None:
+        self.seed, self._attempts, self._threads = seed, attempts, threads
+        self._proxy, self._peek, self._heartbeat = proxy, peek, heartbeat
+        self._beating = Lock()
+        self._timed_out: list[Request] = []
+        self.jobs = [self._job(number, new_store()) for number in range(-(-attempts // ATTEMPTS_PER_KEY))]
+        self._by_key = {key_of(job.key): job for job in self.jobs}
+        proxy.watch = self._watch
+        proxy.harm_by_chance(random.Random(seed), rates)
 
     def play(self) -> None:
-        """Deliver each key ten times, near each other, and stop at the first violation."""
-        deliveries = [(key, self._random.random()) for key in self.keys for _ in range(10)]
-        deliveries = [key for _, key in sorted((self.keys.index(key) + 3 * jitter, key) for key, jitter in deliveries)]
+        """Deliver every call, those of a key near each other, and stop at the first violation."""
         with ThreadPoolExecutor(self._threads) as pool:
-            for future in [pool.submit(self._deliver, key, attempt) for attempt, key in enumerate(deliveries)]:
+            for future in [pool.submit(self.deliver, *calls) for calls in self._deliveries()]:
                 future.result()
 
-    def settle(self, peek: Callable[[str], dict[str, Any] | None]) -> None:
-        """After the last fault and the last lease, each key gives one result: no key is stuck."""
-        self._faulty.heal()
-        self.clock.advance(seconds=2 * LEASE_SECONDS)
-        for key in self.keys:
-            results = [self._call({"id": key, "attempt": "last", "does": "return"}) for _ in range(2)]
-            for result in results:
-                self.history.saw(key, result)
-            self.history.must_be(key, (peek(key_of(key)) or {}).get("data"), results[1])
+    def settle(self) -> None:
+        """After the last fault, the last held request and the last lease, each key gives one result: none is stuck."""
+        self._proxy.heal()
+        self._proxy.release()
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(self._settle, self.jobs))
 
-    def _deliver(self, key: str, attempt: int, does: str = "") -> None:
-        if self.history.violations:
+    @property
+    def violations(self) -> list[str]:
+        return [f"{job.key}: {violation}" for job in self.jobs for violation in job.history.violations]
+
+    def report(self) -> str:
+        """What was played, and the history of each key that was violated."""
+        outcomes = sum((job.history.outcomes for job in self.jobs), Counter())
+        runs = sum(len(job.history.runs) for job in self.jobs)
+        late = sum(job.history.late_runs for job in self.jobs)
+        harms = {harm.name: times for harm, times in self._proxy.struck.items()}
+        return "\n".join(
+            [
+                f"seed {self.seed}",
+                f"{outcomes.total()} calls of {len(self.jobs)} keys, {runs} runs ({late} late), {dict(outcomes)}",
+                f"{self._proxy.calls.total()} requests, {self._proxy.repetitions} of them repeated by the SDK, harmed: {harms}",
+                *[job.history.report() for job in self.jobs if job.history.violations],
+            ]
+        )
+
+    def deliver(self, *calls: Call) -> None:
+        """One call, or several on one event loop."""
+        if self.violations:
             return
-        if not does:
-            [does] = random.Random(f"{self._seed} {attempt}").choices(list(DEEDS), list(DEEDS.values()))
+        job = calls[0].job
+        with job.clock.lock:
+            if not job.at_work.total():  # or every call would find its lease over
+                job.clock.advance(ms=calls[0].later_ms)
+            job.at_work[calls[0].name] += 1
         try:
-            result = self._call({"id": key, "attempt": attempt, "does": does})
+            if len(calls) > 1 or calls[0].is_async:
+                asyncio.run(self._gather(calls))
+            else:
+                self._make(calls[0])
+        finally:
+            del job.at_work[calls[0].name]
+
+    def _job(self, number: int, store: DynamoDBPersistenceLayer) -> Job:
+        clock = SharedClock()
+        store.clock_ms, store.sleep_ms = clock, clock.sleep_ms
+        config = keyed(lease_seconds=LEASE_SECONDS, expires_after_seconds=KEPT_SECONDS)
+        waiting = keyed(wait_for_in_progress_seconds=5, expires_after_seconds=KEPT_SECONDS)
+        options: dict[str, Any] = {"persistence_store": store, "key_prefix": PREFIX}
+
+        def run(event: Any, context: Any = None) -> str:
+            return self._run(event["call"])
+
+        async def arun(event: Any, context: Any = None) -> str:
+            return await asyncio.to_thread(self._run, event["call"])
+
+        forms: dict[str, Callable[..., Any]] = {
+            "function": idempotent_function(run, data_keyword_argument="event", config=config, **options),
+            "handler": idempotent(run, config=config, **options),
+            "waiting handler": idempotent(run, config=waiting, **options),
+            "async function": idempotent_function(arun, data_keyword_argument="event", config=config, **options),
+            "async handler": idempotent(arun, config=config, **options),
+        }
+        key = f"key-{number}"
+        return Job(number, key, clock, History(key, clock), forms)
+
+    def _call(self, job: Job, name: str, depth: int = 0, **fixed: Any) -> Call:
+        """What the seed makes of the name."""
+        chance = random.Random(f"{self.seed} {name}")
+
+        def drawn(weights: dict[Any, int]) -> Any:
+            return chance.choices(list(weights), list(weights.values()))[0]
+
+        # A queue redelivers under a new request id; an asynchronous invocation is repeated under the same one.
+        request_id = f"request of {job.key}" if job.number % 2 else f"request {name}"
+        deeds = {
+            "form": drawn(FORMS),
+            "meanwhile": drawn(MEANWHILE) if depth < DEEPEST else "nothing",
+            "end": drawn(ENDS),
+            "later_ms": drawn(LATER_MS) if depth == 0 else 0,
+        }
+        return Call(job=job, name=name, request_id=request_id, depth=depth, **{**deeds, **fixed})
+
+    def _deliveries(self) -> Iterator[list[Call]]:
+        """All calls, each key's near each other; some of a key's come together, on one event loop."""
+        chance = random.Random(self.seed)
+        calls = [self._call(job, f"{job.number}.{number}") for job in self.jobs for number in range(ATTEMPTS_PER_KEY)]
+        places = {call.name: call.job.number + SPREAD * chance.random() for call in calls}
+        calls = sorted(calls, key=lambda call: places[call.name])[: self._attempts]
+        while calls:
+            together = [calls.pop(0)]
+            if together[0].is_async:
+                together += [call for call in calls if call.is_async and call.job is together[0].job][: chance.randint(0, 3)]
+                calls = [call for call in calls if call not in together]
+            yield together
+
+    async def _gather(self, calls: tuple[Call, ...]) -> None:
+        await asyncio.gather(*[self._amake(call) if call.is_async else asyncio.to_thread(self._make, call) for call in calls])
+
+    def _make(self, call: Call) -> None:
+        here.set(call.job.clock)
+        function, arguments = self._prepared(call)
+        try:
+            result = function(**arguments)
         except (OSError, Suspended, BaseError) as error:
-            self.history.errors.append(type(error).__name__)
+            call.job.history.leave(call.name, None, error)
         else:
-            self.history.saw(key, result)
+            call.job.history.leave(call.name, result)
 
-    def _work(self, event: Any) -> str:
-        attempt = current_attempt()
-        key, does = event["id"], event["does"]
-        run = self.history.begin(key, self.clock(), attempt.lease_end_ms or 0)
-        if does.startswith("outlive"):
-            self.clock.advance(ms=LEASE_SECONDS * 1000 + 1)
-            self._deliver(key, event["attempt"], "return")
-        if does.endswith("raise"):
-            run.failed = True
-            raise OSError("as told")
-        if does == "crash":
-            raise Suspended
-        return f"{key} by {event['attempt']}, generation {attempt.generation}"
+    async def _amake(self, call: Call) -> None:
+        here.set(call.job.clock)
+        function, arguments = self._prepared(call)
+        try:
+            result = await function(**arguments)
+        except (OSError, Suspended, BaseError) as error:
+            call.job.history.leave(call.name, None, error)
+        else:
+            call.job.history.leave(call.name, result)
 
-    def _perhaps(self, send: Send) -> Any:
-        """One request in eight is struck."""
-        with self.history.lock:
-            is_struck = self._random.random() < 1 / 8
-            error = self._random.choice([*UNKNOWN_OUTCOMES, throttle])
-            is_applied = self._random.random() < 1 / 2
-        if not is_struck:
-            return send()
-        fault: Fault = lost(error()) if is_applied and error is not throttle else refused(error())
-        return fault(send)
+    def _prepared(self, call: Call) -> tuple[Callable[..., Any], dict[str, Any]]:
+        call.job.history.note(f"{call} comes")
+        arguments: dict[str, Any] = {"event": {"id": call.job.key, "call": call}}
+        if not call.is_renewed:
+            arguments["context"] = LambdaContext(INVOCATION_MS, call.request_id, call.job.clock)
+        return call.job.forms[call.form], arguments
+
+    def _run(self, call: Call) -> str:
+        """The function itself: what happens meanwhile, and how it ends."""
+        attempt, history = current_attempt(), call.job.history
+        # Stopped at the end of its lease but for the margin; a function has a lease that is renewed, and nothing stops it.
+        stopped_ms = None if call.is_renewed else (attempt.lease_end_ms or 0) - 1_000
+        run = history.begin(call.name, lambda: attempt.lease_end_ms or 0, stopped_ms)
+        self._meanwhile(call, attempt)
+        match call.end:
+            case "raise":
+                history.end(run, "raised")
+                raise OSError("as told")
+            case "crash":
+                history.end(run, "crashed")
+                raise Suspended
+        result = f"by {call.name}, generation {attempt.generation}"
+        history.end(run, "returned", result)
+        return result
+
+    def _meanwhile(self, call: Call, attempt: Attempt) -> None:
+        """Time passes, and another call comes: within the lease, or after it."""
+        clock = call.job.clock
+        match call.meanwhile:
+            case "nothing":
+                return
+            case "outlive":
+                clock.advance_beyond(attempt.lease_end_ms or 0)
+            case "renew" if call.is_renewed:
+                for _ in range(3):
+                    clock.advance(seconds=25)
+                    with self._beating:  # as in one thread
+                        self._heartbeat.beat()
+                clock.advance(seconds=15)
+            case "renew":
+                clock.advance(seconds=10)
+        self.deliver(self._call(call.job, f"{call.name}.0", call.depth + 1))
+
+    def _settle(self, job: Job) -> None:
+        job.clock.advance(ms=1000 * LEASE_SECONDS + 1)
+        here.set(job.clock)
+        results = []
+        for number in range(2):
+            call = self._call(job, f"{job.number}.end.{number}", form="function", meanwhile="nothing", end="return")
+            function, arguments = self._prepared(call)
+            try:
+                results.append(function(**arguments))
+            except BaseError as error:
+                job.history.stuck(error)
+                return
+        stored = (self._peek(key_of(job.key)) or {}).get("data")
+        job.history.settle(results, None if stored is None else json.loads(stored))
+
+    def _watch(self, request: Request, harm: Harm | None, answer: Answer | None) -> None:
+        """Note a request in the history of its key.  One whose client gives up takes as long as that waits."""
+        parameters = request.parameters
+        item = parameters.get("Item") or parameters["Key"]
+        token = item.get("owner_token") or parameters.get("ExpressionAttributeValues", {}).get(":owner_token") or {"S": ""}
+        job = self._by_key[item["id"]["S"]]
+        became = "kept from the table" if answer is None else f"answered {answer.status}"
+        again = ", sent again by the SDK" if request.is_repetition else ""
+        struck = "" if harm is None else f", {harm.name}"
+        job.history.note(f"  {request.operation} {request.number} of token {token['S'][:6]}{again}: {became}{struck}")
+        if harm in SLOW and request not in self._timed_out:
+            self._timed_out.append(request)
+            job.clock.advance(ms=TIMEOUT_MS)

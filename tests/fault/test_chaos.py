@@ -1,63 +1,116 @@
-"""Hundreds of attempts by eight threads under random faults; a checker that first shows that it finds broken stores."""
+"""Thousands of attempts under random faults; a checker that first shows that it finds broken stores.
+
+More of them: `pytest tests/fault/test_chaos.py --chaos-attempts=10000 --chaos-seed=1`.  See docs/faults.md.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
+from botocore.config import Config
 from doubles import FakeClock
-from fault.chaos import Chaos
+from fault.broken import BROKEN
+from fault.chaos import RATES, SDK_TIME, Chaos
+from fault.proxy import SLOW, FaultProxy
 from stores import dynamodb
 
 from idempotency import DynamoDBPersistenceLayer
-from persistence.exceptions import IdempotencyItemAlreadyExistsError
-from persistence.rules import is_in_progress
 
 if TYPE_CHECKING:
-    from idempotency import DataRecord
+    from collections.abc import Callable, Iterator
 
-SEED = 20261121
+    from idempotency.heartbeat import Heartbeat
 
-
-class IgnoresTheToken(DynamoDBPersistenceLayer):
-    """Broken: whoever completes last wins."""
-
-    def _update_record(self, data_record: DataRecord) -> None:
-        request = self._items.complete(data_record)
-        del request["ConditionExpression"], request["ReturnValuesOnConditionCheckFailure"]
-        del request["ExpressionAttributeNames"]["#owner_token"], request["ExpressionAttributeValues"][":owner_token"]
-        self.client.update_item(TableName=self.table_name, **request)
+#: How many attempts are made in one go.
+ROUND = 250
+#: Many times what it took to find each broken store with any seed that was tried; it ends with the first violation.
+FEW = 1500
 
 
-class TakesAnyOldItemForItsOwn(DynamoDBPersistenceLayer):
-    """Broken: a refusal by a record in progress is taken for a claim of ours whose answer was lost."""
-
-    def _put_record(self, data_record: DataRecord) -> DataRecord:
-        try:
-            return super()._put_record(data_record)
-        except IdempotencyItemAlreadyExistsError as refused:
-            existing = refused.old_data_record
-            if existing is None or not is_in_progress(existing):
-                raise
-            return existing.replace(owner_token=data_record.owner_token)
+def library_client(table: str, session: boto3.Session) -> Any:
+    """As the library makes it, but for the read timeout: a hung answer costs a quarter of a second here."""
+    return DynamoDBPersistenceLayer(table, boto3_session=session, boto_config=Config(read_timeout=0.25)).client
 
 
-def chaos(endpoint: str, kind: type[DynamoDBPersistenceLayer], seed: int) -> list[str]:
-    """The violations in the history of a store of this kind."""
-    print(f"seed {seed}")  # noqa: T201 - pytest shows it if the test fails
-    made = dynamodb(FakeClock(), endpoint)
-    story = Chaos(kind(made.store.table_name, boto3_client=made.store.client), seed)
-    story.play()
-    if not story.history.violations:
-        story.settle(made.peek)
-    return story.history.violations
+def users_client(_table: str, session: boto3.Session) -> Any:
+    """One that is given, with the SDK's usual retries."""
+    retries = {"mode": "standard", "total_max_attempts": 4}
+    return session.client("dynamodb", config=Config(read_timeout=0.25, max_pool_connections=50, retries=retries))
 
 
-@pytest.mark.parametrize("kind", [IgnoresTheToken, TakesAnyOldItemForItsOwn])
-def test_the_checker_finds_a_broken_store(dynamodb_local: str, kind: type[DynamoDBPersistenceLayer]) -> None:
-    assert chaos(dynamodb_local, kind, SEED)
+def hiding_client(table: str, session: boto3.Session) -> Any:
+    """The same inside an object of the user's own, where nobody else can tell that it sends a request again."""
+    client = users_client(table, session)
+    methods = ("put_item", "get_item", "update_item", "delete_item", "close")
+    return SimpleNamespace(**{name: getattr(client, name) for name in methods})
 
 
-@pytest.mark.parametrize("seed", [SEED, SEED + 1])
-def test_in_chaos_every_caller_of_a_key_gets_one_result_and_no_key_is_stuck(dynamodb_local: str, seed: int) -> None:
-    assert chaos(dynamodb_local, DynamoDBPersistenceLayer, seed) == []
+CLIENTS = {"the library's client": library_client, "the user's client": users_client, "a hiding client": hiding_client}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if {"seed", "new_client"} <= set(metafunc.fixturenames):
+        first, attempts = metafunc.config.getoption("chaos_seed"), metafunc.config.getoption("chaos_attempts")
+        rounds = -(-attempts // (ROUND * len(CLIENTS)))
+        cases = [(first + number, client) for number in range(rounds) for client in CLIENTS.values()]
+        metafunc.parametrize(
+            ("seed", "new_client"), cases, ids=[f"{first + number}-{name}" for number in range(rounds) for name in CLIENTS]
+        )
+
+
+@pytest.fixture(scope="module")
+def session() -> boto3.Session:
+    """One for all: it reads the service's model once."""
+    return boto3.Session()
+
+
+@pytest.fixture
+def proxy(dynamodb_local: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(dynamodb_local)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", proxy.url)
+    monkeypatch.setattr("botocore.endpoint.time", SDK_TIME)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def play(dynamodb_local: str, proxy: FaultProxy, session: boto3.Session, heart: Heartbeat) -> Iterator[Callable[..., Chaos]]:
+    """Plays a story to its end, or to its first violation."""
+    clients: list[Any] = []
+
+    def play(new_client: Callable[..., Any], kind: type[DynamoDBPersistenceLayer], seed: int, attempts: int) -> Chaos:
+        made = dynamodb(FakeClock(), dynamodb_local)
+        table: str = made.store.table_name
+        clients.append(new_client(table, session))
+        new_store = partial(kind, table, boto3_client=clients[0])
+        story = Chaos(new_store, proxy, made.peek, heart, seed=seed, attempts=attempts)
+        story.play()
+        if not story.violations:
+            story.settle()
+        print(story.report())  # noqa: T201 - pytest shows it if the test fails
+        return story
+
+    yield play
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_checker_finds_a_broken_store(
+    pytestconfig: pytest.Config, play: Callable[..., Chaos], kind: type[DynamoDBPersistenceLayer]
+) -> None:
+    assert play(library_client, kind, pytestconfig.getoption("chaos_seed"), FEW).violations
+
+
+def test_in_chaos_no_caller_is_deceived_no_effect_duplicated_and_no_key_stuck(
+    play: Callable[..., Chaos], proxy: FaultProxy, seed: int, new_client: Callable[..., Any]
+) -> None:
+    story = play(new_client, DynamoDBPersistenceLayer, seed, ROUND)
+
+    assert story.violations == []
+    assert RATES.keys() - SLOW <= proxy.struck.keys()
+    assert proxy.repetitions or new_client is not hiding_client
