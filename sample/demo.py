@@ -1,4 +1,4 @@
-"""`python -m sample.demo`: the sample's functions on an embedded DynamoDB, and what is in the tables at each step.
+"""`python -m sample.demo`: the sample's functions on an embedded DynamoDB and S3, and what is in the tables at each step.
 
 Exits with 1 if anything is not as stated.  Nothing leaves this machine: the only address that boto3 knows here is the embedded
 one, and the credentials are no credentials.
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FUNCTIONS_ENVIRONMENT: Final = {
     "IDEMPOTENCY_TABLE": "idempotency",
     "CHARGES_TABLE": "charges",
+    "RESULTS_BUCKET": "results",
     "AWS_REGION": "eu-west-1",
     "AWS_DEFAULT_REGION": "eu-west-1",
     "AWS_ACCESS_KEY_ID": "demo",
@@ -32,13 +33,13 @@ FUNCTIONS_ENVIRONMENT: Final = {
 def main(out: TextIO) -> int:
     """Tell the story.  Returns the exit code."""
     report = Report(out)
-    report.say("Idempotent Lambda functions on an embedded DynamoDB (moto, one request at a time)")
+    report.say("Idempotent Lambda functions on an embedded DynamoDB and S3 (moto, one request at a time)")
     with running() as endpoint:
         set_environment(endpoint)
         # Imported here: the functions read their environment when they are imported, as on Lambda.
         from sample import story
 
-        story.create_tables()
+        story.create_tables_and_bucket()
         story.tell(report)
     report.sum_up()
     return report.exit_code
@@ -49,7 +50,8 @@ def set_environment(endpoint: str) -> None:
     for name in list(os.environ):
         if name.startswith(("AWS_", "POWERTOOLS_")):  # the caller's accounts, endpoints and switches
             del os.environ[name]
-    os.environ.update(FUNCTIONS_ENVIRONMENT, AWS_ENDPOINT_URL_DYNAMODB=endpoint, NO_PROXY=HOST, no_proxy=HOST)
+    endpoints = {"AWS_ENDPOINT_URL_DYNAMODB": endpoint, "AWS_ENDPOINT_URL_S3": endpoint}
+    os.environ.update(FUNCTIONS_ENVIRONMENT, **endpoints, NO_PROXY=HOST, no_proxy=HOST)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An embedded DynamoDB: moto's server in a process of its own, on a random port of the loopback interface.
+"""An embedded DynamoDB and S3: moto's server in a process of its own, on a random port of the loopback interface.
 
 It serves one request after another.  moto's conditional writes are not atomic between threads; behind a server without
 threads they are, and concurrent callers see what the real service would show them.

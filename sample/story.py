@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from unittest.mock import patch
 
 import boto3
 
-from idempotency import DynamoDBPersistenceLayer
-from sample import fanout, orders, payments, provider
+from idempotency import DynamoDBPersistenceLayer, copy_records
+from sample import fanout, orders, payments, provider, statements
 from sample.crash import TIMEOUT_MS
 from sample.invocation import Invocation
 
@@ -37,11 +38,24 @@ REPLAY_HEADER: Final = "idempotent-replayed"
 PATIENCE_SECONDS: Final = 10
 
 database: Any = boto3.client("dynamodb")
+objects: Any = boto3.client("s3")
 IDEMPOTENCY_TABLE: Final = payments.store.table_name
+RESULTS_BUCKET: Final = os.environ["RESULTS_BUCKET"]
+#: Where the records move to: one table for several functions, each in a partition of its own.
+SHARED_TABLE: Final = "shared"
 
 
-def create_tables() -> None:
-    """The two tables that template.yaml deploys."""
+def create_tables_and_bucket() -> None:
+    """What the functions need."""
+    objects.create_bucket(
+        Bucket=RESULTS_BUCKET, CreateBucketConfiguration={"LocationConstraint": os.environ["AWS_DEFAULT_REGION"]}
+    )
+    database.create_table(
+        TableName=SHARED_TABLE,
+        AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in ("id", "sort")],
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}, {"AttributeName": "sort", "KeyType": "RANGE"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
     for table in (IDEMPOTENCY_TABLE, provider.table_name):
         database.create_table(
             TableName=table,
@@ -72,6 +86,10 @@ def tell(report: Report) -> None:
         story.queue()
     with report.step("Async: three guests share a bill, charged at the same time by asyncio.gather"):
         story.shared_bill()
+    with report.step("A result of 4 MB: too large for an item, even compressed"):
+        story.large_result()
+    with report.step("Moving: all records to a shared table with a sort key, and a duplicate there"):
+        story.moving()
     with report.step("How often the charge really happened"):
         story.balance()
 
@@ -204,6 +222,34 @@ class Story:
         for guest in ("alice", "bob", "carol"):
             self._expect_charges(f"b-7/{guest}", charges=1, requests=1)
         self._expect_records(changed=1, total=10)
+
+    def large_result(self) -> None:
+        """A large result is kept in S3 and replayed as it was; its record says where it is."""
+        event = {"merchant": "m-1", "month": "2026-10", "sales": 25_000}
+        first, again = (statements.handler(deepcopy(event), self._invocation()) for _ in range(2))
+        self._report.expect("megabytes of the result", len(json.dumps(first)) // 1_000_000, 4)
+        self._report.expect("the replay is the same", again == first, expected=True)
+        kept = objects.list_objects_v2(Bucket=RESULTS_BUCKET)["Contents"]
+        self._report.expect("objects in the bucket", len(kept), 1)
+        (record,) = self._expect_records(changed=1, total=11)
+        self._report.expect("size in the record, as in the bucket", record["data"]["M"]["size"]["N"], str(kept[0]["Size"]))
+
+    def moving(self) -> None:
+        """Records move to a table of another layout; whoever uses that one gets their results."""
+        target = DynamoDBPersistenceLayer(
+            SHARED_TABLE,
+            sort_key_attr="sort",
+            static_pk_value="idempotency#payments",
+            boto3_client=payments.store.client,
+        )
+        copied = copy_records(payments.store, target, target_in_use=False)
+        self._report.expect("records copied", copied.written, 11)
+        self._report.expect("all of them", copied.done, expected=True)
+        with payments.pay.override(persistence_store=target):
+            answer = self._post(payment("o-1001"))
+        self._report.expect(REPLAY_HEADER, replay_header(answer), "true")
+        self._expect_charges("o-1001", charges=1, requests=1)
+        self._expect_records(changed=0, total=11)
 
     def balance(self) -> None:
         """One charge for each thing to be paid."""

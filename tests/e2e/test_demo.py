@@ -35,7 +35,9 @@ def test_the_demo_shows_each_promise_kept_and_exits_with_0() -> None:
         "ok     charges for o-1005: 1, from 2 requests to the provider",
         "ok     messages reported as failed: []",
         "ok     charges for b-7/carol: 1, from 1 request to the provider",
-        "30 calls, messages and shares led to 10 charges.",
+        "ok     the replay is the same: True",
+        "ok     records copied: 11",
+        "31 calls, messages and shares led to 10 charges.",
     ):
         assert statement in lines
 
