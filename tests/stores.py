@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from boto3.dynamodb.types import TypeDeserializer
-from engines.tables import client_for, create_table
+from engines.tables import create_table, shared_client
 
 from idempotency import DynamoDBPersistenceLayer, InMemoryPersistenceLayer
 from persistence._large_results import ITEM_SIZE_THRESHOLD, MAX_RESULT_BYTES, LargeResults
@@ -89,7 +89,7 @@ DEFAULT_NAMES = {
 
 def dynamodb(clock: FakeClock, endpoint: str, **options: Any) -> Made:
     """A DynamoDB store on a table of its own."""
-    client = client_for(endpoint)
+    client = shared_client(endpoint)
     key_attr, sort_key_attr = options.get("key_attr", "id"), options.get("sort_key_attr")
     table = create_table(client, key_attr=key_attr, sort_key_attr=sort_key_attr)
     store = DynamoDBPersistenceLayer(table, boto3_client=client, **options)

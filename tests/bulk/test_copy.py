@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from bulk.kit import LAYOUTS, completed, faulty, filled, in_progress, items, keys, put, put_item, records
 from doubles import LambdaContext
+from engines.tables import client_for
 from faults import (
     UNKNOWN_OUTCOMES,
     Form,
@@ -451,6 +452,7 @@ def test_a_request_of_the_largest_records_is_far_from_16_mb(
     """A page is 1 MB as stored, and JSON writes the worst of characters in six bytes."""
     names = filled(source, clock, 9, response_data="\x01" * 350_000)
     sizes: list[int] = []
+    faulty(target).client = client_for(faulty(target).client.meta.endpoint_url)  # one of its own, to listen to
     faulty(target).client.meta.events.register(
         "before-send.dynamodb.BatchWriteItem", lambda request, **_: sizes.append(len(request.body))
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from doubles import LambdaContext, Shelf, incompressible
-from engines.tables import client_for, create_table
+from engines.tables import create_table, shared_client
 from powertools_side import Library, ours_on, powertools_on, set_powertools_clock
 from stores import Made, large_results
 from verbs import Verbs
@@ -82,7 +82,7 @@ class Effects:
 def table(request: pytest.FixtureRequest, dynamodb_local: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Table:
     layout = LAYOUTS[request.param]
     set_powertools_clock(monkeypatch, clock)
-    client = client_for(dynamodb_local)
+    client = shared_client(dynamodb_local)
     name = create_table(client, key_attr="id", sort_key_attr=layout.get("sort_key_attr"))
     return Table(client, name, powertools_on(name, client, **layout), ours_on(name, client, clock, **layout))
 

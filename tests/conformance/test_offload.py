@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from botocore.config import Config
-from botocore.exceptions import IncompleteReadError
+from botocore.exceptions import ClientError, IncompleteReadError
 from botocore.response import StreamingBody
 from doubles import Shelf
 
@@ -122,6 +122,18 @@ def test_a_missing_bucket_is_a_lookup_error_on_reading_and_its_own_error_on_writ
         offload.get("s3://no-such-bucket-of-ours/key", 1)
     with pytest.raises(client.exceptions.NoSuchBucket):
         offload.put("key", b"{}")
+
+
+def test_another_error_of_s3_is_raised_as_it_is() -> None:
+    denied = ClientError({"Error": {"Code": "AccessDenied", "Message": "Access Denied"}}, "GetObject")
+
+    class Denying:
+        def get_object(self, **_: Any) -> Any:
+            raise denied
+
+    with pytest.raises(ClientError) as caught:
+        S3ResultOffload("bucket", boto3_client=Denying()).get("s3://bucket/key", 1)  # type: ignore[arg-type]  # a double
+    assert caught.value is denied
 
 
 def test_further_arguments_reach_s3(bucket: tuple[Any, str]) -> None:

@@ -24,6 +24,12 @@ def client_for(endpoint: str, config: Config | None = None) -> Any:
     return _session().client("dynamodb", endpoint_url=endpoint, config=plain.merge(config) if config else plain)
 
 
+@cache
+def shared_client(endpoint: str, region: str | None = None) -> Any:
+    """As `client_for`, one for all callers: making a client takes as long as ten requests.  Nobody may change or close it."""
+    return client_for(endpoint, Config(region_name=region) if region else None)
+
+
 def create_table(client: Any, name: str | None = None, *, key_attr: str = "id", sort_key_attr: str | None = None) -> str:
     """Create an on-demand table with string keys, and return its name, which is new unless *name* is given."""
     name = name or f"table-{os.getpid()}-{next(_numbers)}"

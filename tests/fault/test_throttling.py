@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.awsrequest import AWSResponse
 from doubles import LambdaContext
+from engines.tables import client_for
 from fault.proxy import FaultProxy, Harm
 from faults import KEY, ORDER, Form, Suspended, keyed, raise_boom, raise_suspended
 from stores import dynamodb, dynamodb_composite
@@ -89,6 +90,7 @@ class Bench:
 
     def __init__(self, made: Made, clock: FakeClock) -> None:
         assert isinstance(made.store, DynamoDBPersistenceLayer)
+        made.store.client = client_for(made.store.client.meta.endpoint_url)  # one of its own, to be throttled
         self.store, self.peek, self.clock = made.store, made.peek, clock
         self.service = Throttler(made.store.client)
         self.events: list[Any] = []

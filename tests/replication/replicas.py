@@ -14,8 +14,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from boto3.dynamodb.types import TypeDeserializer
-from botocore.config import Config
-from engines.tables import client_for, create_table
+from engines.tables import create_table, shared_client
 
 from idempotency import DynamoDBPersistenceLayer
 
@@ -90,7 +89,7 @@ class GlobalTable:
     def __init__(self, endpoint: str, clock: FakeClock) -> None:
         self.clock = clock
         self.lock = RLock()
-        clients = {region: client_for(endpoint, Config(region_name=region)) for region in (HERE, THERE)}
+        clients = {region: shared_client(endpoint, region) for region in (HERE, THERE)}
         self.name = create_table(clients[HERE])
         create_table(clients[THERE], self.name)
         self.replicas = {region: Replica(self, client) for region, client in clients.items()}

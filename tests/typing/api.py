@@ -18,6 +18,7 @@ from idempotency import (
     Attempt,
     BaseIdempotencySerializer,
     BasePersistenceLayer,
+    BulkProgress,
     CustomDictSerializer,
     DataclassSerializer,
     DataRecord,
@@ -25,6 +26,7 @@ from idempotency import (
     Event,
     Executed,
     IdempotencyAlreadyInProgressError,
+    IdempotencyBulkIncompleteError,
     IdempotencyConfig,
     IdempotencyLeaseLostError,
     Idempotent,
@@ -34,10 +36,14 @@ from idempotency import (
     Observer,
     PydanticSerializer,
     Replayed,
+    ResultOffload,
+    S3ResultOffload,
+    copy_records,
     current_attempt,
     idempotent,
     idempotent_function,
     make_idempotent,
+    sweep_expired,
 )
 from idempotency.events import Completed, LeaseLost
 
@@ -350,6 +356,43 @@ async def await_made() -> None:
     assert_type(await async_made.with_outcome(1), Executed | Replayed)
     assert_type(await also_async_made(1), str)
     async_made.override(persistence_store=my_async_store)
+
+
+# DynamoDB in production
+
+
+class MyOffload:
+    def put(self, name: str, body: bytes) -> str:
+        return name
+
+    def get(self, location: str, at_most: int) -> bytes:
+        return b""
+
+
+my_offload: ResultOffload = MyOffload()
+table = DynamoDBPersistenceLayer("t", result_offload=S3ResultOffload("bucket"), compression="zstd", read_first=True)
+DynamoDBPersistenceLayer("t", result_offload=my_offload, compression=None, item_size_threshold=4096, max_result_bytes=10_000_000)
+DynamoDBPersistenceLayer("t", replication="strong")
+DynamoDBPersistenceLayer("t", replication="eventual", home_region="eu-west-1", region_clients={"eu-west-1": table.client})
+DynamoDBPersistenceLayer("t", replication="eventual", home_region=["eu-west-1", "us-east-1"])
+DynamoDBPersistenceLayer("t", replication="eventual", home_region=str.upper)
+DynamoDBPersistenceLayer("t", replication="eventual", home_region=len)  # type: ignore[arg-type]
+DynamoDBPersistenceLayer("t", compression="brotli")  # type: ignore[arg-type]
+DynamoDBPersistenceLayer("t", replication="global")  # type: ignore[arg-type]
+DynamoDBPersistenceLayer("t", result_offload=store)  # type: ignore[arg-type]
+
+
+def print_progress(progress: BulkProgress) -> None:
+    assert_type(progress.written, int)
+    assert_type(progress.checkpoint, dict[str, Any])
+
+
+try:
+    assert_type(sweep_expired(table, progress=print_progress), BulkProgress)
+    copy_records(table, table, target_in_use=False, resume_from={"operation": "copy_records"})
+    sweep_expired(store)  # type: ignore[arg-type]
+except IdempotencyBulkIncompleteError as incomplete:
+    assert_type(incomplete.progress, BulkProgress | None)
 
 
 # Attempts, outcomes, errors

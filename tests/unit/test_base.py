@@ -148,6 +148,65 @@ def test_a_store_without_all_four_hooks_cannot_be_made(kind: Any) -> None:
         incomplete()
 
 
+# Large results
+
+
+class PackingStore(SyncStore):
+    def _load_result(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_load_result", args, kwargs)
+
+
+class AsyncPackingStore(AsyncStore):
+    async def _load_result(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_load_result", args, kwargs)
+
+
+PACKED = DONE.replace(response_data="", packed_result=b"packed")
+PACKING_KINDS: list[Any] = [pytest.param(PackingStore, id="sync"), pytest.param(AsyncPackingStore, id="async")]
+
+
+@pytest.mark.parametrize("kind", PACKING_KINDS)
+def test_a_packed_result_is_loaded_by_its_hook(kind: Any) -> None:
+    store = kind(_load_result='"result"')
+
+    assert use(store, "load", PACKED) == DONE
+    assert store.calls == [("_load_result", (), {"data_record": PACKED})]
+
+
+@pytest.mark.parametrize("kind", PACKING_KINDS)
+def test_a_result_that_is_not_packed_needs_no_hook(kind: Any) -> None:
+    store = kind()
+
+    assert use(store, "load", DONE) is DONE
+    assert store.calls == []
+
+
+@pytest.mark.parametrize("kind", PACKING_KINDS)
+def test_a_result_that_is_gone_is_said_so_as_it_is(kind: Any) -> None:
+    gone = IdempotencyResultNotKeptError("gone")
+
+    with pytest.raises(IdempotencyResultNotKeptError) as caught:
+        use(kind(_load_result=gone), "load", PACKED)
+    assert caught.value is gone
+
+
+@pytest.mark.parametrize("kind", PACKING_KINDS)
+def test_a_result_that_cannot_be_loaded_now_is_a_failure_that_says_that_the_function_ran(kind: Any) -> None:
+    trouble = OSError("unreachable")
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as caught:
+        use(kind(_load_result=trouble), "load", PACKED)
+    assert str(caught.value) == "Failed to load the stored result - (unreachable)"
+    assert caught.value.__notes__ == ["Idempotency key: fn#1. The function ran before and was not run again; retry the call."]
+    assert caught.value.__cause__ is trouble
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_that_packs_nothing_cannot_load_what_another_has_packed(kind: Any) -> None:
+    with pytest.raises(IdempotencyPersistenceLayerError, match="^Failed to load the stored result - .*Store packs no results"):
+        use(kind(), "load", PACKED)
+
+
 # Answers
 
 
