@@ -14,33 +14,20 @@ from zlib import crc32
 from persistence._retries import is_busy, is_sending, is_unknown
 
 #: Registered once per client, however many stores use it.
-CHECKSUM_HANDLER: Final = "lambda-idempotency-checksum"
-RETRY_HANDLER: Final = "lambda-idempotency-retry"
+HANDLER: Final = "lambda-idempotency"
 
 
 def prepare(client: object) -> None:
     """Have the client try each request of this library once, and check the answer's checksum.
 
-    By botocore's events, which a client that is not boto3's does not have: it is used as it is.
+    By an event of botocore's, which a client that is not boto3's does not have: it is used as it is.
     https://boto3.amazonaws.com/v1/documentation/api/latest/guide/events.html
     """
     sdk = sys.modules.get("botocore.client")  # where nobody has imported it, the client cannot be boto3's
     if sdk is None or not isinstance(client, sdk.BaseClient):
         return
-    events, service = client.meta.events, client.meta.service_model.service_id.hyphenize()
-    events.register("before-parse.dynamodb", _refuse_cut_answer, unique_id=CHECKSUM_HANDLER)
-    events.register_first(f"needs-retry.{service}", partial(_end_tries, client), unique_id=RETRY_HANDLER)
-
-
-def _refuse_cut_answer(response_dict: dict[str, Any], **_: Any) -> None:
-    """Check an answer's checksum, as the SDK does only when it retries: it would take a cut read for a missing item."""
-    if not is_sending.get():
-        return
-    expected = response_dict["headers"].get("x-amz-crc32")
-    if expected is not None and crc32(response_dict["body"]) != int(expected):
-        from botocore.exceptions import ChecksumError
-
-        raise ChecksumError(checksum_type="crc32", expected_checksum=expected, actual_checksum="another")
+    service = client.meta.service_model.service_id.hyphenize()
+    client.meta.events.register_first(f"needs-retry.{service}", partial(_end_tries, client), unique_id=HANDLER)
 
 
 def _end_tries(
@@ -49,11 +36,21 @@ def _end_tries(
     """Raise what the SDK would retry, as it would raise it in the end.  Any other answer goes its usual way."""
     if not is_sending.get():
         return
-    if caught_exception is not None:
+    if response is None:
+        assert caught_exception is not None  # one of the two
         raise caught_exception
-    parsed = {} if response is None else response[1]
-    if "Error" not in parsed:
-        return
-    error = client.exceptions.from_code(parsed["Error"].get("Code"))(parsed, operation.name)
-    if is_busy(error) or is_unknown(error):
-        raise error
+    http, parsed = response
+    _check_whole(http)
+    if "Error" in parsed:
+        error = client.exceptions.from_code(parsed["Error"].get("Code"))(parsed, operation.name)
+        if is_busy(error) or is_unknown(error):
+            raise error
+
+
+def _check_whole(http: Any) -> None:
+    """Raise if the answer was cut off: the SDK checks that only in its retries, and takes a cut read for a missing item."""
+    expected = http.headers.get("x-amz-crc32")
+    if expected is not None and crc32(http.content) != int(expected):
+        from botocore.exceptions import ChecksumError
+
+        raise ChecksumError(checksum_type="crc32", expected_checksum=expected, actual_checksum="another")
