@@ -24,7 +24,7 @@ from persistence._bulk_requests import (
     reading,
     record_in,
 )
-from persistence._retries import BASE_MS, CAP_MS, Retries, hides_tries, is_refusal, refusing_item
+from persistence._retries import BASE_MS, CAP_MS, Retries, hides_tries, refusing_item
 from persistence.dynamodb import DynamoDBPersistenceLayer
 from persistence.exceptions import IdempotencyBulkIncompleteError, IdempotencyPersistenceLayerError
 from persistence.rules import is_waste
@@ -206,23 +206,8 @@ class _Sweep:
                 self._delete(record.key, item, tally, halt)
 
     def _delete(self, key: str, item: Item, tally: _Tally, halt: _Halt) -> None:
-        store, retries = self.source, halt.retries(self.source)
-        request = deletion(store._items, key, item)
-        try:
-            answer = retries.call(store._client_of(key).delete_item, TableName=store.table_name, **request)
-        except Exception as error:
-            if not is_refusal(error):
-                error.add_note(f"Idempotency key: {key}")
-                raise
-            if refusing_item(error):
-                tally.kept += 1
-            elif retries.outcome_unknown or hides_tries(error):  # by an earlier try, whose answer was lost
-                tally.written += 1
-            else:
-                tally.unchanged += 1
-            return
-        tally.written += 1
-        tally.write_units += _units(answer)
+        request = deletion(self.source._items, key, item)
+        _write(self.source, self.source._client_of(key).delete_item, key, request, tally, halt, lambda found: not found)
 
 
 class _Copy:
@@ -256,23 +241,13 @@ class _Copy:
                 yield record, converted(record, item, self.source._items, self.target._items)
 
     def _put(self, record: DataRecord, item: Item, tally: _Tally, halt: _Halt) -> None:
-        store, retries = self.target, halt.retries(self.target)
-        request = put_unless_taken(store._items, record, item, store.clock_ms())
-        try:
-            answer = retries.call(store._client_of(record.key).put_item, TableName=store.table_name, **request)
-        except Exception as error:
-            if not is_refusal(error):
-                error.add_note(f"Idempotency key: {record.key}")
-                raise
-            if record_in(store._items, refusing_item(error) or {}) != record_in(store._items, item):
-                tally.kept += 1
-            elif retries.outcome_unknown or hides_tries(error):  # by an earlier try, whose answer was lost
-                tally.written += 1
-            else:
-                tally.unchanged += 1
-            return
-        tally.written += 1
-        tally.write_units += _units(answer)
+        items = self.target._items
+
+        def is_there(found: Item) -> bool:
+            return record_in(items, found) == record_in(items, item)
+
+        request = put_unless_taken(items, record, item, self.target.clock_ms())
+        _write(self.target, self.target._client_of(record.key).put_item, record.key, request, tally, halt, is_there)
 
 
 class _BatchCopy(_Copy):
@@ -309,6 +284,35 @@ class _BatchCopy(_Copy):
             requests = left
             halt.sleep_ms(store, random.uniform(0, ceiling_ms))  # noqa: S311 - jitter, not a secret
             ceiling_ms = min(CAP_MS, 2 * ceiling_ms)
+
+
+def _write(
+    store: DynamoDBPersistenceLayer,
+    operation: Callable[..., Any],
+    key: str,
+    request: Request,
+    tally: _Tally,
+    halt: _Halt,
+    is_done: Callable[[Item], bool],
+) -> None:
+    """Make a conditional write, and count what came of it.  *is_done* tells it of the item that refused: {} if there was none."""
+    retries = halt.retries(store)
+    try:
+        answer = retries.call(operation, TableName=store.table_name, **request)
+    except Exception as error:
+        found = refusing_item(error)
+        if found is None:
+            error.add_note(f"Idempotency key: {key}")
+            raise
+        if not is_done(found):
+            tally.kept += 1
+        elif retries.outcome_unknown or hides_tries(error):  # by an earlier try, whose answer was lost
+            tally.written += 1
+        else:
+            tally.unchanged += 1
+        return
+    tally.written += 1
+    tally.write_units += _units(answer)
 
 
 # The run: threads, totals, the checkpoint

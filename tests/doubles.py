@@ -63,6 +63,7 @@ class Shelf:
     before_get: Callable[[], object] = lambda: None
     puts: list[str] = field(default_factory=list)
     gets: list[str] = field(default_factory=list)
+    limits: list[int] = field(default_factory=list)
 
     def put(self, name: str, body: bytes) -> str:
         self.puts.append(name)
@@ -72,5 +73,6 @@ class Shelf:
 
     def get(self, location: str, at_most: int) -> bytes:
         self.gets.append(location)
+        self.limits.append(at_most)
         self.before_get()
         return self.objects[location][: at_most + 1]  # a KeyError is a LookupError

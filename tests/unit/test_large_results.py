@@ -263,6 +263,15 @@ def test_an_altered_object_is_noticed_before_it_is_read(altered: Any) -> None:
         results(offload=shelf).load(packed, retries())
 
 
+def test_no_more_than_the_object_had_is_fetched() -> None:
+    """Whatever is there now."""
+    shelf = Shelf()
+    _, packed = offloaded(shelf)
+    results(offload=shelf).load(packed, retries())
+
+    assert shelf.limits == [len(body) for body in shelf.objects.values()]
+
+
 def test_an_object_larger_than_allowed_is_not_even_fetched() -> None:
     shelf = Shelf()
     _, packed = offloaded(shelf)
