@@ -338,9 +338,10 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
                 retries.call(self._client_of(record.key).put_item, TableName=self.table_name, **self._items.restore(record))
             except Exception as error:
                 existing = self._refusing_record(error)
-                if existing is None or not (is_held_by(existing, record.owner_token) and is_in_progress(existing)):
+                if existing is None or not is_in_progress(existing):
                     raise
-                self._complete_record(record, retries)  # a late copy of our own claim has arrived meanwhile
+                # Perhaps a late copy of our own claim has arrived meanwhile; any other fences the completion off.
+                self._complete_record(record, retries)
         except Exception as error:  # noqa: BLE001 - raised again there, unless the record is completed in spite of it
             self._settle(error, record, retries)
 

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import ClientError, IncompleteReadError
 from botocore.response import StreamingBody
-from doubles import Shelf
+from doubles import FakeClock, Shelf
 
 from idempotency import S3ResultOffload
+from persistence._retries import Retries
 from persistence.offload import CONNECT_TIMEOUT, READ_TIMEOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from persistence.offload import ResultOffload
 
@@ -177,6 +179,30 @@ def test_an_offload_needs_a_bucket() -> None:
     for bucket in ("", None):
         with pytest.raises(ValueError, match="^bucket must be a bucket's name, not "):
             S3ResultOffload(bucket)  # type: ignore[arg-type]
+
+
+def test_a_given_client_tries_once_while_the_store_retries(bucket: tuple[Any, str]) -> None:
+    """The SDK knows no deadline."""
+    client, name = bucket
+    tries: list[str] = []
+
+    def busy(request: Any, **_: Any) -> AWSResponse:
+        tries.append(request.method)
+        return AWSResponse(request.url, 503, {}, SlowDown())
+
+    client.meta.events.register("before-send.s3", busy)
+    clock = FakeClock()
+    once = Retries(clock, clock.sleep_ms, at_most_ms=None)
+    with pytest.raises(ClientError, match="SlowDown"):
+        once.call(S3ResultOffload(name, boto3_client=client).put, name="key", body=b"{}")
+    assert tries == ["PUT"]
+
+
+class SlowDown:
+    """The content of S3's answer to too many requests."""
+
+    def stream(self) -> Iterator[bytes]:
+        yield b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
 def test_its_repr_names_the_place_and_no_credential() -> None:

@@ -8,6 +8,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from doubles import START_MS, FakeClock, LambdaContext
+from engines.tables import shared_client
 from faults import KEY, ORDER, FaultyClient, Form, keyed, lost, raise_boom, raise_suspended, read_timeout, refused
 from replication.replicas import HERE, THERE, GlobalTable
 
@@ -296,6 +297,23 @@ def test_clients_that_are_not_given_are_made_for_their_region_once_with_the_stor
         assert (config.connect_timeout, config.read_timeout) == (1, 7)
         assert config.retries["total_max_attempts"] == 1
         assert "payments lambda-idempotency" in config.user_agent
+
+
+@pytest.mark.usefixtures("sdk")
+@pytest.mark.parametrize("is_given", [True, False], ids=["given", "made by the store"])
+def test_a_home_regions_client_leaves_the_retrying_to_the_store(
+    table: GlobalTable, dynamodb_local: str, monkeypatch: pytest.MonkeyPatch, is_given: bool
+) -> None:
+    """The SDK knows no deadline."""
+    prepared: list[object] = []
+    monkeypatch.setattr("persistence.dynamodb.prepare", prepared.append)
+    client = shared_client(dynamodb_local, THERE)
+    store = table.store(HERE, home_region=THERE, region_clients={THERE: client} if is_given else None)
+
+    store.fetch("job#1")
+
+    assert store._region_clients[THERE] in prepared
+    assert (store._region_clients[THERE] is client) is is_given
 
 
 @pytest.mark.usefixtures("sdk")

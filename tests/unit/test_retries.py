@@ -27,6 +27,7 @@ from persistence._retries import (
     hides_tries,
     is_busy,
     is_refusal,
+    is_sending,
     is_throttle,
     is_unknown,
     is_unreadable,
@@ -396,6 +397,24 @@ def test_an_answer_that_was_cut_off_is_not_repeated_in_the_error(status: int, cl
     assert str(raised.value) == f"The answer, of HTTP status {status}, was cut off"
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__
+
+
+@pytest.mark.parametrize("last", ["answer", ValueError("definite"), KeyboardInterrupt()], ids=repr)
+def test_a_request_is_marked_as_the_librarys_as_long_as_it_is_under_way(clock: FakeClock, last: Any) -> None:
+    """The SDK then leaves the retrying to this library, and does its own for everything else."""
+    seen: list[bool] = []
+
+    def send() -> Any:
+        seen.append(is_sending.get())
+        if isinstance(last, BaseException):
+            raise last
+        return last
+
+    with suppress(ValueError, KeyboardInterrupt):
+        retrying(clock).call(send)
+
+    assert seen == [True]
+    assert not is_sending.get()
 
 
 def test_every_try_sends_the_same_request(clock: FakeClock) -> None:

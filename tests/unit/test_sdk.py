@@ -144,13 +144,28 @@ def test_a_cut_answer_to_the_librarys_request_is_no_missing_item(wire: Wire) -> 
     assert wire.tries == 1
 
 
-def test_two_stores_prepare_a_client_once(wire: Wire) -> None:
+def test_a_client_that_is_prepared_again_judges_each_answer_once(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each store that uses it."""
     prepare(wire.client)
-    wire.answers = [error("ThrottlingException")]
+    judged: list[str] = []
+    from_code = wire.client.exceptions.from_code
+    monkeypatch.setattr(wire.client.exceptions, "from_code", lambda code: judged.append(code) or from_code(code))
+    wire.answers = [error("ValidationException")]
 
     with pytest.raises(ClientError):
         wire.get(is_ours=True)
-    assert wire.tries == 1
+    assert judged == ["ValidationException"] * 2  # here, and by the SDK when it raises
+
+
+def test_the_librarys_failures_do_not_use_up_the_retries_of_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standard mode has tokens for a hundred throttles in a row."""
+    wire = Wire("standard", monkeypatch)
+    wire.answers = [*[error("ThrottlingException")] * 121, answer(200, b"{}")]
+    for _ in range(120):
+        with pytest.raises(ClientError):
+            wire.get(is_ours=True)
+
+    assert wire.get(is_ours=False)["ResponseMetadata"]["RetryAttempts"] == 1
 
 
 def test_what_is_no_boto3_client_is_left_alone() -> None:
