@@ -81,7 +81,7 @@ make_sample_importable()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults", "random faults, see docs/faults.md")
-    group.addoption("--chaos-attempts", type=int, default=3_000, metavar="N", help="attempts under random faults (%(default)s)")
+    group.addoption("--chaos-attempts", type=int, default=2_250, metavar="N", help="attempts under random faults (%(default)s)")
     group.addoption("--chaos-seed", type=int, default=20261121, metavar="S", help="the first seed (%(default)s)")
 
 
