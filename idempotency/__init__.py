@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from idempotency.serialization.no_op import NoOpSerializer
     from idempotency.serialization.pydantic import PydanticSerializer
     from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
-    from persistence.bulk import BulkProgress, copy_records, sweep_expired
+    from persistence.bulk import copy_records, sweep_expired
     from persistence.datarecord import DataRecord
     from persistence.dynamodb import DynamoDBPersistenceLayer
     from persistence.exceptions import (
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     )
     from persistence.memory import InMemoryPersistenceLayer
     from persistence.offload import ResultOffload, S3ResultOffload
+    from persistence.progress import BulkProgress
 
 __version__ = "0.1.0"
 
@@ -131,7 +132,7 @@ _HOMES = {
     "PydanticSerializer": "idempotency.serialization.pydantic",
     "AsyncBasePersistenceLayer": "persistence.base",
     "BasePersistenceLayer": "persistence.base",
-    "BulkProgress": "persistence.bulk",
+    "BulkProgress": "persistence.progress",
     "copy_records": "persistence.bulk",
     "sweep_expired": "persistence.bulk",
     "DataRecord": "persistence.datarecord",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -27,6 +27,7 @@ from persistence._bulk_requests import (
 from persistence._retries import BASE_MS, CAP_MS, Retries, hides_tries, refusing_item
 from persistence.dynamodb import DynamoDBPersistenceLayer
 from persistence.exceptions import IdempotencyBulkIncompleteError, IdempotencyPersistenceLayerError
+from persistence.progress import BulkProgress
 from persistence.rules import is_waste
 
 if TYPE_CHECKING:
@@ -45,35 +46,6 @@ GIVE_UP_MS: Final = 60_000
 #: The other limit, 16 MB as sent, is out of reach: a batch is part of a page, which is 1 MB as stored, and JSON makes six bytes
 #: of one at most.  https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_BatchWriteItem.html
 MAX_BATCH_ITEMS: Final = 25
-
-
-@dataclass(frozen=True, slots=True)
-class BulkProgress:
-    """How far bulk work has come, in records unless said otherwise.  All counts are of this run, also if it was resumed.
-
-    Attributes:
-        scanned: Items that DynamoDB read.
-        written: Records deleted or copied.
-        unchanged: Records that were deleted already, or that the target had as they are.
-        kept: Expired records that came alive before they were deleted, or keys of which the target has another record.
-        skipped: Expired records that were not copied, or not deleted because of their lease.
-        foreign: Items that are no idempotency records under the attribute names of their store.
-        read_units: Capacity units consumed by reading, as DynamoDB reported them.
-        write_units: The same of writing.  Refused writes consume units, too, but DynamoDB does not report them.
-        done: Whether the whole table is through.
-        checkpoint: Where to go on: pass it as `resume_from`.  JSON-serialisable; contains idempotency keys.
-    """
-
-    scanned: int = 0
-    written: int = 0
-    unchanged: int = 0
-    kept: int = 0
-    skipped: int = 0
-    foreign: int = 0
-    read_units: float = 0.0
-    write_units: float = 0.0
-    done: bool = False
-    checkpoint: dict[str, Any] = field(default_factory=dict)
 
 
 def sweep_expired(

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from persistence.bulk import BulkProgress
     from persistence.datarecord import DataRecord
+    from persistence.progress import BulkProgress
 
 
 class BaseError(Exception):

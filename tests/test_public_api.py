@@ -33,7 +33,7 @@ DOCUMENTED = {
     "BaseIdempotencyModelSerializer": "idempotency.serialization.base",
     "BaseIdempotencySerializer": "idempotency.serialization.base",
     "BasePersistenceLayer": "persistence.base",
-    "BulkProgress": "persistence.bulk",
+    "BulkProgress": "persistence.progress",
     "CustomDictSerializer": "idempotency.serialization.custom_dict",
     "DataRecord": "persistence.datarecord",
     "DataclassSerializer": "idempotency.serialization.dataclass",
