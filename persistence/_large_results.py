@@ -82,6 +82,16 @@ class LargeResults:
         is_small = text.isascii() and len(text) + MOST_OF_THE_REST <= self._threshold  # this library writes ASCII
         if is_small or self._items.size(record) <= self._threshold:
             return record
+        try:
+            return self._packed(record, uploading)
+        except IdempotencyResultNotKeptError:
+            raise
+        except Exception as error:  # memory is scarce where results are large; the effect has happened all the same
+            raise IdempotencyResultNotKeptError(
+                f"The result of idempotency key {record.key} could not be made smaller", error
+            ) from error
+
+    def _packed(self, record: DataRecord, uploading: Retries) -> DataRecord:
         body = record.response_data.encode()
         if len(body) > self._at_most:
             raise IdempotencyResultNotKeptError(
@@ -139,6 +149,8 @@ def _uploaded(offload: ResultOffload, record: DataRecord, body: bytes, uploading
     digest = sha256(body).hexdigest()
     name = f"{sha256(record.key.encode()).hexdigest()}/{record.owner_token or 'nobody'}-{digest[:16]}"
     location: str = uploading.call(offload.put, name=name, body=body)
+    if not isinstance(location, str) or not location:
+        raise TypeError(f"result_offload.put must return the place of the body, not {type(location).__name__}")
     return OffloadedResult(location, digest, len(body))
 
 

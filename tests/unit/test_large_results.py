@@ -211,6 +211,32 @@ def test_an_upload_that_fails_leaves_a_result_in_its_item_if_that_holds_it() -> 
     assert packing.load(packed, retries()) == record.response_data
 
 
+def test_a_compression_that_fails_is_a_result_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The effect has happened: for want of memory, too, the function must not run again."""
+    trouble = MemoryError()
+
+    def exhausted(*_: object) -> bytes:
+        raise trouble
+
+    monkeypatch.setattr(_large_results, "compress", exhausted)
+    with pytest.raises(
+        IdempotencyResultNotKeptError, match="^The result of idempotency key fn#1 could not be made smaller"
+    ) as caught:
+        results().pack(sized(351 * KIB), retries())
+    assert caught.value.__cause__ is trouble
+
+
+@pytest.mark.parametrize("place", [None, "", 7])
+def test_an_offload_that_names_no_place_is_one_that_failed(place: Any) -> None:
+    class Nowhere(Shelf):
+        def put(self, name: str, body: bytes) -> str:
+            found: str = place
+            return found
+
+    with pytest.raises(IdempotencyResultNotKeptError, match=r"its offload failed - \(result_offload.put must return the place"):
+        results(offload=Nowhere()).pack(sized(900 * KIB, compressible=False), retries())
+
+
 # Loading
 
 
