@@ -181,7 +181,7 @@ def test_the_proxy_itself_changes_nothing(
 def test_the_proxy_loses_what_it_says(proxy: FaultProxy, dynamodb_local: str, clock: FakeClock) -> None:
     """Applied harms leave the item, the others do not."""
     table = dynamodb(clock, dynamodb_local).store.table_name
-    once = Config(retries={"mode": "standard", "total_max_attempts": 1}, read_timeout=0.25)
+    once = Config(retries={"mode": "standard", "total_max_attempts": 1}, read_timeout=1)
     client = session().client("dynamodb", endpoint_url=proxy.url, config=once)
     for harm in Harm:
         proxy.harm("PutItem", 1, harm)

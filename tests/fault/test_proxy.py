@@ -24,15 +24,20 @@ ITEM = {"id": {"S": "a"}}
 
 @dataclass
 class Place:
-    """A table, *client* through the proxy, *direct* past it."""
+    """A table, *client* through the proxy, *direct* past it.
+
+    Only the *hasty* client gives up soon: on a slow machine it may do so before its request has reached the proxy.
+    """
 
     proxy: FaultProxy
     client: Any
+    hasty: Any
     direct: Any
     table: str
 
-    def put(self, name: str = "a") -> Any:
-        return self.client.put_item(TableName=self.table, Item={"id": {"S": name}})
+    def put(self, name: str = "a", *, harm: Harm | None = None) -> Any:
+        client = self.hasty if harm in SLOW else self.client
+        return client.put_item(TableName=self.table, Item={"id": {"S": name}})
 
     def get(self) -> Any:
         return self.client.get_item(TableName=self.table, Key=ITEM, ConsistentRead=True)
@@ -46,9 +51,10 @@ class Place:
 def place(dynamodb_local: str) -> Iterator[Place]:
     direct = client_for(dynamodb_local)
     proxy = FaultProxy(dynamodb_local)
-    client = client_for(proxy.url, Config(read_timeout=0.25))
-    yield Place(proxy, client, direct, create_table(direct))
+    client, hasty = client_for(proxy.url), client_for(proxy.url, Config(read_timeout=0.25))
+    yield Place(proxy, client, hasty, direct, create_table(direct))
     client.close()
+    hasty.close()
     proxy.stop()
 
 
@@ -67,10 +73,12 @@ def place(dynamodb_local: str) -> Iterator[Place]:
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_a_harm_shows_its_error_and_is_applied_or_not(place: Place, harm: Harm, error: type[Exception], is_applied: bool) -> None:
-    place.proxy.harm("PutItem", 1, harm)
+    struck = Event()
+    place.proxy.harm("PutItem", 1, harm, then=struck.set)
     with pytest.raises(error):
-        place.put()
+        place.put(harm=harm)
 
+    assert struck.wait(10)
     assert place.items == ({"a"} if is_applied else set())
     assert place.proxy.struck == {harm: 1}
 
@@ -129,9 +137,11 @@ def test_a_throttle_tells_its_reasons_and_what_to_wait(place: Place, operation: 
 
 @pytest.mark.parametrize("harm", sorted(HELD, key=lambda harm: harm.name), ids=lambda harm: harm.name)
 def test_a_held_request_is_applied_when_it_is_released(place: Place, harm: Harm) -> None:
-    place.proxy.harm("PutItem", 1, harm)
+    struck = Event()
+    place.proxy.harm("PutItem", 1, harm, then=struck.set)
     with pytest.raises(HTTPClientError):
-        place.put()
+        place.put(harm=harm)
+    assert struck.wait(10)
     place.put("meanwhile")
 
     assert place.items == {"meanwhile"}
@@ -150,15 +160,13 @@ def test_a_held_request_is_applied_before_the_last_of_those_that_it_waits_for(pl
 
 
 def test_a_client_that_still_waits_gets_the_answer_of_its_released_request(place: Place) -> None:
-    client = client_for(place.proxy.url)
     is_held = Event()
     place.proxy.harm("PutItem", 1, Harm.HOLD, then=is_held.set)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(client.put_item, TableName=place.table, Item=ITEM)
+        answer = pool.submit(place.put)
         assert is_held.wait(10)
         assert place.proxy.release() == 1
         assert answer.result(10)["ResponseMetadata"]["HTTPStatusCode"] == 200
-    client.close()
 
 
 def test_what_follows_a_harm_comes_after_the_write_and_before_the_client_notices(place: Place) -> None:

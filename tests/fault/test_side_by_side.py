@@ -86,7 +86,7 @@ class Sides:
 
 @pytest.fixture
 def sides(dynamodb_local: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sides]:
-    clock, quick = FakeClock(), Config(read_timeout=0.25)
+    clock, quick = FakeClock(), Config(read_timeout=1)
     set_powertools_clock(monkeypatch, clock)
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda seconds: clock.sleep_ms(1000 * seconds)))
     tables = [dynamodb(clock, dynamodb_local).store.table_name for _ in range(2)]
