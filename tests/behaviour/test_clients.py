@@ -158,6 +158,20 @@ def test_threads_that_use_the_client_first_get_one_client() -> None:
     assert all(each is clients[0] for each in clients)
 
 
+def test_a_thread_that_waited_while_another_made_the_client_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, made_meanwhile = DynamoDBPersistenceLayer("table"), MagicMock()
+
+    class Held:
+        def __enter__(self) -> None:
+            store.client = made_meanwhile
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("persistence.dynamodb._client_lock", Held())
+
+    assert store.client is made_meanwhile
+
+
 def test_stores_whose_clients_are_made_at_once_do_not_disturb_each_other() -> None:
     """boto3's default session is not safe to make clients from in several threads."""
     stores, all_ready = [DynamoDBPersistenceLayer("table") for _ in range(8)], Barrier(8, timeout=30)

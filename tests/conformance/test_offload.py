@@ -239,3 +239,17 @@ def test_threads_share_one_client() -> None:
         thread.join()
 
     assert len({id(client) for client in clients}) == 1
+
+
+def test_a_thread_that_waited_while_another_made_the_client_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    offload, made_meanwhile = S3ResultOffload("bucket"), object()
+
+    class Held:
+        def __enter__(self) -> None:
+            offload.client = made_meanwhile  # type: ignore[assignment]
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("persistence.offload._client_lock", Held())
+
+    assert offload.client is made_meanwhile
