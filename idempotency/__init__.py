@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from idempotency.attempt import Attempt, current_attempt
+    from idempotency.attempt import Attempt, current_attempt, transaction
+    from idempotency.changes import apply_once
     from idempotency.config import IdempotencyConfig
     from idempotency.decorators import (
         AsyncIdempotent,
@@ -51,11 +52,13 @@ if TYPE_CHECKING:
         IdempotencyPersistenceConsistencyError,
         IdempotencyPersistenceLayerError,
         IdempotencyResultNotKeptError,
+        IdempotencyTransactionCanceledError,
         IdempotencyValidationError,
     )
     from persistence.memory import InMemoryPersistenceLayer
     from persistence.offload import ResultOffload, S3ResultOffload
     from persistence.progress import BulkProgress
+    from persistence.transaction import CancellationReason, Transaction
 
 __version__ = "0.1.0"
 
@@ -68,6 +71,7 @@ __all__ = [
     "BaseIdempotencySerializer",
     "BasePersistenceLayer",
     "BulkProgress",
+    "CancellationReason",
     "CustomDictSerializer",
     "DataRecord",
     "DataclassSerializer",
@@ -91,6 +95,7 @@ __all__ = [
     "IdempotencyPersistenceConsistencyError",
     "IdempotencyPersistenceLayerError",
     "IdempotencyResultNotKeptError",
+    "IdempotencyTransactionCanceledError",
     "IdempotencyValidationError",
     "Idempotent",
     "IdempotentHookFunction",
@@ -101,18 +106,23 @@ __all__ = [
     "Replayed",
     "ResultOffload",
     "S3ResultOffload",
+    "Transaction",
+    "apply_once",
     "copy_records",
     "current_attempt",
     "idempotent",
     "idempotent_function",
     "make_idempotent",
     "sweep_expired",
+    "transaction",
 ]
 
 #: Where each name lives.
 _HOMES = {
     "Attempt": "idempotency.attempt",
     "current_attempt": "idempotency.attempt",
+    "transaction": "idempotency.attempt",
+    "apply_once": "idempotency.changes",
     "IdempotencyConfig": "idempotency.config",
     "AsyncIdempotent": "idempotency.decorators",
     "Idempotent": "idempotency.decorators",
@@ -135,6 +145,8 @@ _HOMES = {
     "BulkProgress": "persistence.progress",
     "copy_records": "persistence.bulk",
     "sweep_expired": "persistence.bulk",
+    "CancellationReason": "persistence.transaction",
+    "Transaction": "persistence.transaction",
     "DataRecord": "persistence.datarecord",
     "DynamoDBPersistenceLayer": "persistence.dynamodb",
     "ResultOffload": "persistence.offload",
@@ -157,6 +169,7 @@ _HOMES = {
     "IdempotencyPersistenceConsistencyError": "persistence.exceptions",
     "IdempotencyPersistenceLayerError": "persistence.exceptions",
     "IdempotencyResultNotKeptError": "persistence.exceptions",
+    "IdempotencyTransactionCanceledError": "persistence.exceptions",
     "IdempotencyValidationError": "persistence.exceptions",
 }
 

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar, Token
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from persistence.transaction import Transaction
 
 #: uuid5(NAMESPACE_DNS, "lambda-idempotency.downstream").  Fixed for ever: it decides what other services take for a repetition.
 _DOWNSTREAM = "4f5de7d2-9247-5306-b89b-c9c15e1ecd66"
+
+#: Held for the moment in which an attempt gets its transaction, or ends: a thread that it left behind may come too late.
+_ending: Final = Lock()
 
 
 class Attempt:
@@ -24,18 +33,28 @@ class Attempt:
         lease_end_ms: Until when the key is ours, in epoch milliseconds; grows when the lease is renewed.
     """
 
-    __slots__ = ("generation", "key", "lease_end_ms", "owner_token")
+    __slots__ = ("_begin", "_is_over", "_transaction", "generation", "key", "lease_end_ms", "owner_token")
 
-    def __init__(self, key: str, owner_token: str, generation: int, lease_end_ms: int | None) -> None:
+    def __init__(
+        self,
+        key: str,
+        owner_token: str,
+        generation: int,
+        lease_end_ms: int | None,
+        begin: Callable[[str], Transaction],
+    ) -> None:
         self.key = key
         self.owner_token = owner_token
         self.generation = generation
         self.lease_end_ms = lease_end_ms
+        self._begin = begin
+        self._transaction: Transaction | None = None
+        self._is_over = False
 
     @classmethod
-    def unprotected(cls) -> Attempt:
+    def unprotected(cls, begin: Callable[[str], Transaction]) -> Attempt:
         """The attempt of a call that has no record."""
-        return cls(f"unprotected#{os.urandom(16).hex()}", "", 0, None)
+        return cls(f"unprotected#{os.urandom(16).hex()}", "", 0, None, begin)
 
     @property
     def downstream_key(self) -> str:
@@ -43,6 +62,22 @@ class Attempt:
         from uuid import UUID, uuid5
 
         return str(uuid5(UUID(_DOWNSTREAM), self.key))
+
+    def transaction(self) -> Transaction:
+        """As the function of this name."""
+        begun = self._transaction or self._begin(self.key)
+        with _ending:
+            if self._is_over:
+                raise RuntimeError("transaction() was called after its idempotent call had ended")
+            self._transaction = self._transaction or begun
+        return self._transaction
+
+    def close(self) -> Transaction | None:
+        """For the library: the function has returned.  Returns the transaction if it has anything to write."""
+        with _ending:
+            self._is_over = True
+        begun = self._transaction
+        return begun if begun is not None and begun.close() else None
 
     def __repr__(self) -> str:
         return f"Attempt(key={self.key!r}, generation={self.generation}, lease_end_ms={self.lease_end_ms})"
@@ -61,6 +96,23 @@ def current_attempt() -> Attempt:
     if attempt is None:
         raise RuntimeError("current_attempt() was called outside a running idempotent call")
     return attempt
+
+
+def transaction() -> Transaction:
+    """The transaction of the attempt that runs here: what it collects is committed with the attempt's record, or not at all.
+
+    The same object at every call inside one attempt; of nested idempotent calls, the innermost's.  A call that runs unprotected
+    has no record: its writes are committed by themselves, all or none, and nothing recognises a repetition.
+
+    Raises:
+        RuntimeError: no idempotent call is running in this thread or task, or it has returned.
+        IdempotencyPersistenceConfigError: its store has no transactions: only DynamoDB has, and not a global table with strong
+            consistency.
+    """
+    attempt = running_attempt.get()
+    if attempt is None:
+        raise RuntimeError("transaction() was called outside a running idempotent call")
+    return attempt.transaction()
 
 
 def restore(variable: ContextVar[Any], token: Token[Any]) -> None:

@@ -16,6 +16,7 @@ from idempotency.events import Throttled, notify
 from idempotency.execution import (
     STORED,
     Claim,
+    Commit,
     Complete,
     Effect,
     Fenced,
@@ -35,6 +36,7 @@ from idempotency.execution import (
     Returned,
     Run,
     Unanswered,
+    Uncommitted,
     Unloadable,
     Unstorable,
     Wait,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
     from persistence.datarecord import DataRecord
     from persistence.notices import Throttling
+    from persistence.transaction import Transaction
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -124,9 +127,10 @@ async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused |
 class _Watched:
     """What both performers know of the running call."""
 
-    def __init__(self, call: Call, clock_ms: Callable[[], int]) -> None:
+    def __init__(self, call: Call, store: BasePersistenceLayer | AsyncBasePersistenceLayer) -> None:
         self.call = call
-        self.clock_ms = clock_ms
+        self.clock_ms = store.clock_ms
+        self._begin = store.begin
         self._watch: Watch | None = None
 
     def stop_heartbeat(self) -> None:
@@ -150,7 +154,8 @@ class _Watched:
                 )
 
     def attempt(self, granted: DataRecord) -> Attempt:
-        return Attempt(self.call.plan.key, granted.owner_token, granted.generation, granted.in_progress_expiry_timestamp)
+        lease_end_ms = granted.in_progress_expiry_timestamp
+        return Attempt(self.call.plan.key, granted.owner_token, granted.generation, lease_end_ms, self._begin)
 
     def renew_with(self, granted: DataRecord, attempt: Attempt, write: Callable[[DataRecord], object]) -> None:
         """Have the lease renewed until the call ends, if it is one that is renewed."""
@@ -165,15 +170,15 @@ class _Watched:
 
         self._watch = heartbeat.watch(plan.key, renew, clock_ms, plan.lease_ms, granted.in_progress_expiry_timestamp)
 
-    def returned(self, value: Any) -> Reply:
+    def returned(self, value: Any, transaction: Transaction | None) -> Reply:
         now_ms = self.clock_ms()
         try:
             response_data = self.call.serialize(value)
         except Exception as error:  # noqa: BLE001 - of the user's serializer; the function has run, so nothing may be raised
             if _has_not_begun(value):
                 return Raised(_misdeclared(value), now_ms)
-            return Unstorable(error, now_ms)
-        return Returned(value, response_data, now_ms)
+            return Unstorable(error, now_ms, transaction)
+        return Returned(value, response_data, now_ms, transaction)
 
     def failed(self, effect: Effect, error: Exception) -> Reply:
         """What the store's error means as a reply; any other is raised again."""
@@ -184,8 +189,12 @@ class _Watched:
             return Fenced(error.record, now_ms)
         if isinstance(effect, Complete) and isinstance(error, IdempotencyResultNotKeptError) and effect.record.result_kept:
             return Unstorable(error, now_ms)
+        if isinstance(effect, Commit) and isinstance(error, BaseError):
+            return Uncommitted(error, now_ms)
         if isinstance(effect, (Release, Renew)):
             return Unanswered(error, now_ms)
+        if isinstance(effect, Fetch) and effect.has_run:
+            return Found(None, now_ms)
         if isinstance(effect, Load) and isinstance(error, BaseError):
             return Unloadable(error)
         raise error
@@ -193,7 +202,7 @@ class _Watched:
 
 class _Performer(_Watched):
     def __init__(self, call: Call, store: BasePersistenceLayer) -> None:
-        super().__init__(call, store.clock_ms)
+        super().__init__(call, store)
         self.store = store
 
     def perform_observed(self, effect: Effect) -> Reply:
@@ -213,11 +222,8 @@ class _Performer(_Watched):
                 case Complete(record):
                     self.store.complete(record)
                     return STORED
-                case Release(record):
-                    self.store.release(record)
-                    return STORED
-                case Renew(record):
-                    self.store.renew(record)
+                case Commit() | Release() | Renew():
+                    self._write(effect)
                     return STORED
                 case Notify(event):
                     notify(self.call.observers, event)
@@ -230,6 +236,15 @@ class _Performer(_Watched):
         except Exception as error:  # noqa: BLE001 - sorted out there
             return self.failed(effect, error)
         return None
+
+    def _write(self, effect: Commit | Release | Renew) -> None:
+        match effect:
+            case Commit(record, transaction):
+                self.store.commit(record, transaction)
+            case Release(record):
+                self.store.release(record)
+            case _:
+                self.store.renew(effect.record)
 
     def _read(self, effect: Fetch | Load) -> Reply:
         if isinstance(effect, Load):
@@ -263,12 +278,13 @@ class _Performer(_Watched):
             return Raised(error, self.clock_ms())
         finally:
             restore(running_attempt, token)
-        return self.returned(value)
+            transaction = attempt.close()
+        return self.returned(value, transaction)
 
 
 class _AsyncPerformer(_Watched):
     def __init__(self, call: Call, store: AsyncBasePersistenceLayer) -> None:
-        super().__init__(call, store.clock_ms)
+        super().__init__(call, store)
         self.store = store
 
     async def perform_observed(self, effect: Effect) -> Reply:
@@ -288,11 +304,8 @@ class _AsyncPerformer(_Watched):
                 case Complete(record):
                     await _to_its_end(self.store.complete(record))
                     return STORED
-                case Release(record):
-                    await _to_its_end(self.store.release(record))
-                    return STORED
-                case Renew(record):
-                    await self.store.renew(record)
+                case Commit() | Release() | Renew():
+                    await self._write(effect)
                     return STORED
                 case Notify(event):
                     notify(self.call.observers, event)
@@ -305,6 +318,15 @@ class _AsyncPerformer(_Watched):
         except Exception as error:  # noqa: BLE001 - sorted out there
             return self.failed(effect, error)
         return None
+
+    async def _write(self, effect: Commit | Release | Renew) -> None:
+        match effect:
+            case Commit(record, transaction):
+                await _to_its_end(self.store.commit(record, transaction))
+            case Release(record):
+                await _to_its_end(self.store.release(record))
+            case _:
+                await self.store.renew(effect.record)
 
     async def _read(self, effect: Fetch | Load) -> Reply:
         if isinstance(effect, Load):
@@ -348,7 +370,8 @@ class _AsyncPerformer(_Watched):
             return Raised(error, self.clock_ms())
         finally:
             restore(running_attempt, token)
-        return self.returned(value)
+            transaction = attempt.close()
+        return self.returned(value, transaction)
 
     def _release_unawaited(self, granted: DataRecord) -> None:
         """Give the claim up in the background, where the store can; else it ends with its lease."""

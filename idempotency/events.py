@@ -85,8 +85,22 @@ class Released(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Uncommitted(_Event):
+    """The function ran, and its transaction was canceled or not answered; what became of it, the next event tells.
+
+    *reasons* are the service's, such as `ConditionalCheckFailed` or `TransactionConflict`; empty if it gave none.
+    """
+
+    generation: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseLost(_Event):
-    """The function ran (or failed), and another attempt owns the record.  Effects may have happened twice."""
+    """The function ran (or failed), and another attempt owns the record.
+
+    Effects may have happened twice, but for those of a transaction.
+    """
 
     generation: int
     winner_holder: str
@@ -129,6 +143,7 @@ Event: TypeAlias = (
     | Waited
     | Completed
     | Released
+    | Uncommitted
     | LeaseLost
     | ReplicationConflict
     | ResultNotKept

@@ -18,6 +18,7 @@ from persistence.exceptions import (
     IdempotencyPersistenceConsistencyError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
+    IdempotencyTransactionCanceledError,
     IdempotencyValidationError,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "IdempotencyPersistenceConsistencyError",
     "IdempotencyPersistenceLayerError",
     "IdempotencyResultNotKeptError",
+    "IdempotencyTransactionCanceledError",
     "IdempotencyValidationError",
 ]

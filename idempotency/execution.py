@@ -6,6 +6,7 @@ Rule 1: whatever decides how a call goes on is here, and nothing here touches th
 *outcome*.  A driver performs the effects; a test can play the driver by hand.
 
     claim the key ── granted ──> run ── returned ──> complete ──> Executed
+        │                         │        └── with a transaction ──> commit ──> Executed, or release ──> Rejected
         │                         └── raised ────> release ───> Failed
         └── refused ──> judge ──> Replayed, Rejected, or wait and claim again
 
@@ -16,10 +17,10 @@ StopIteration, and values make the table testable.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from idempotency import events
 from persistence.datarecord import DataRecord, Status
@@ -31,6 +32,7 @@ from persistence.exceptions import (
     IdempotencyOrphanedError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
+    IdempotencyTransactionCanceledError,
     IdempotencyValidationError,
 )
 from persistence.rules import (
@@ -40,6 +42,9 @@ from persistence.rules import (
     is_in_progress,
     is_orphaned,
 )
+
+if TYPE_CHECKING:
+    from persistence.transaction import Transaction
 
 #: A claim is repeated when the refusing record aged out before it was judged.  A third time in one call means that the clocks
 #: disagree or the store contradicts itself, and the caller should hear of it.
@@ -180,6 +185,14 @@ class Complete:
 
 
 @dataclass(frozen=True, slots=True)
+class Commit:
+    """Store the result together with the function's own writes, or neither."""
+
+    record: DataRecord
+    transaction: Transaction
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Give the key up."""
 
@@ -203,7 +216,9 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Read the key's record."""
+    """Read the key's record.  A failure is the caller's error; once the function *has_run*, it is an answer: nothing found."""
+
+    has_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +235,7 @@ class Notify:
     event: events.Event
 
 
-Effect: TypeAlias = Claim | Run | Complete | Release | Renew | Wait | Fetch | Load | Notify
+Effect: TypeAlias = Claim | Run | Complete | Commit | Release | Renew | Wait | Fetch | Load | Notify
 
 
 # Replies
@@ -245,11 +260,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """To `Run`: the function returned *value*, stored as *response_data*."""
+    """To `Run`: the function returned *value*, stored as *response_data*; *transaction* has writes, or is None."""
 
     value: Any = field(repr=False)
     response_data: str = field(repr=False)
     now_ms: int
+    transaction: Transaction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,15 +278,16 @@ class Raised:
 
 @dataclass(frozen=True, slots=True)
 class Unstorable:
-    """To `Run` and `Complete`: the function ran, and its result cannot be stored."""
+    """To `Run` and `Complete`: the function ran, and its result cannot be stored; *transaction* as in `Returned`."""
 
     error: Exception
     now_ms: int
+    transaction: Transaction | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """To `Complete`, `Release` and `Renew`: done."""
+    """To `Complete`, `Commit`, `Release` and `Renew`: done."""
 
 
 STORED: Final = Stored()
@@ -278,9 +295,20 @@ STORED: Final = Stored()
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """To `Complete`, `Release` and `Renew`: not done.  The record is another attempt's; *existing* shows it, where known."""
+    """To `Complete`, `Commit`, `Release` and `Renew`: not done.  The record is not ours to write; *existing* is what was found.
+
+    It is None where the record is gone, or the store does not say.
+    """
 
     existing: DataRecord | None
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Uncommitted:
+    """To `Commit`: canceled, or the store failed: nothing was written, or both the record and the writes, unnoticed."""
+
+    error: BaseError
     now_ms: int
 
 
@@ -315,7 +343,19 @@ class Unloadable:
 
 
 Reply: TypeAlias = (
-    Granted | Refused | Returned | Raised | Unstorable | Stored | Fenced | Unanswered | Found | Loaded | Unloadable | None
+    Granted
+    | Refused
+    | Returned
+    | Raised
+    | Unstorable
+    | Stored
+    | Fenced
+    | Uncommitted
+    | Unanswered
+    | Found
+    | Loaded
+    | Unloadable
+    | None
 )
 
 
@@ -414,10 +454,14 @@ def execution(plan: Plan, cached: Refused | None = None) -> Steps[Outcome]:
         return granted
     ran = yield Run(granted)
     match ran:
-        case Returned(value, response_data, now_ms):
+        case Returned(value, response_data, now_ms, None):
             return (yield from _completed(plan, granted, value, response_data, now_ms))
-        case Unstorable(error, now_ms):
+        case Returned():
+            return (yield from _committed(plan, granted, ran))
+        case Unstorable(error, now_ms, None):
             return (yield from _kept_without_result(plan, granted, error, now_ms))
+        case Unstorable(error, now_ms):
+            return (yield from _withdrawn(plan, granted, None, Uncommitted(_result_unfit(plan.key, error), now_ms)))
         case Raised(error, now_ms):
             return (yield from _failed(plan, granted, error, now_ms))
         case _:
@@ -574,11 +618,71 @@ def _kept_without_result(plan: Plan, granted: DataRecord, error: Exception, now_
     return Rejected(_result_not_kept(plan.key, error), error)
 
 
-def _lost(plan: Plan, granted: DataRecord, fenced: Fenced) -> Steps[Outcome]:
+def _committed(plan: Plan, granted: DataRecord, ran: Returned) -> Steps[Outcome]:
+    """Store the result together with the function's own writes, or neither."""
+    executed = Executed(ran.value, plan.completed(granted, ran.response_data, ran.now_ms))
+    assert executed.record is not None
+    assert ran.transaction is not None
+    reply = yield Commit(executed.record, ran.transaction)
+    match reply:
+        case Stored():
+            if plan.is_observed:
+                yield Notify(events.Completed(key=plan.key, at_ms=ran.now_ms, generation=granted.generation))
+            return executed
+        case Fenced():
+            return (yield from _not_committed(plan, granted, executed, reply))
+        case Uncommitted():
+            return (yield from _withdrawn(plan, granted, executed, reply))
+        case _:
+            raise AssertionError(reply)
+
+
+def _withdrawn(plan: Plan, granted: DataRecord, executed: Executed | None, uncommitted: Uncommitted) -> Steps[Outcome]:
+    """Free the key of an attempt whose transaction is not known to be written.
+
+    The release settles that: it demands the very record that the commit demands.  Once it is done, a commit that is still on
+    its way will be refused; if it is refused itself, the record shows who was first.  *executed* is how the call ends if the
+    transaction was written after all.
+    """
+    error = uncommitted.error
+    if plan.is_observed:
+        codes = tuple(reason.code for reason in getattr(error, "reasons", ()) if reason.code)
+        generation = granted.generation
+        yield Notify(events.Uncommitted(key=plan.key, at_ms=uncommitted.now_ms, generation=generation, reasons=codes))
+    reply = yield Release(granted)
+    if isinstance(reply, Fenced):
+        return (yield from _not_committed(plan, granted, executed, reply))
+    released = events.Released(key=plan.key, at_ms=uncommitted.now_ms, generation=granted.generation)
+    if isinstance(reply, Unanswered):
+        error.add_note(f"Besides, the claim of idempotency key {plan.key} could not be released: {reply.error}")
+        released = replace(released, at_ms=reply.now_ms, error=type(reply.error).__name__)
+    else:
+        _expect(Stored, reply)
+        error.add_note("The claim was released: nothing of the transaction was written.")
+    if plan.is_observed:
+        yield Notify(released)
+    return Rejected(error, error.__cause__)
+
+
+def _not_committed(plan: Plan, granted: DataRecord, executed: Executed | None, fenced: Fenced) -> Steps[Outcome]:
+    """The record was not there for us to write: because an earlier try of our own had completed it, or it is another's."""
+    existing = fenced.existing
+    if executed is None or existing is None or not (is_completed(existing) and is_held_by(existing, granted.owner_token)):
+        return (yield from _lost(plan, granted, fenced, "Nothing of its transaction was written. "))
+    if plan.is_observed:
+        yield Notify(events.Completed(key=plan.key, at_ms=fenced.now_ms, generation=granted.generation))
+    if not plan.outlives_call:
+        return executed
+    # Perhaps another process of this durable execution: what it stored is what every caller gets.
+    loaded = yield from _loaded(existing)
+    return Replayed(None, loaded.record) if isinstance(loaded, Loaded) else Rejected(loaded.error, loaded.error.__cause__)
+
+
+def _lost(plan: Plan, granted: DataRecord, fenced: Fenced, consequence: str = "") -> Steps[Outcome]:
     """Our function ran, and the record is another attempt's: its result is what every caller gets."""
     existing, now_ms = fenced.existing, fenced.now_ms
     if existing is None:
-        found = _expect(Found, (yield Fetch()))
+        found = _expect(Found, (yield Fetch(has_run=True)))
         existing, now_ms = found.existing, found.now_ms
     yield from _tell_lost(plan, granted, existing, now_ms)
     if existing is not None and existing.result_kept and judge(existing, now_ms, plan) is Verdict.REPLAY:
@@ -587,18 +691,21 @@ def _lost(plan: Plan, granted: DataRecord, fenced: Fenced) -> Steps[Outcome]:
             return Replayed(None, loaded.record)
     return Rejected(
         IdempotencyLeaseLostError(
-            f"The function ran, but {_loss(granted, existing)} and another attempt owns idempotency key {plan.key}. "
-            "Retry the call to get that attempt's result",
+            f"The function ran, but {_loss(plan, granted, existing)}. {consequence}Retry the call"
+            + ("" if existing is None else " to get that attempt's result"),
             record=existing,
         )
     )
 
 
-def _loss(granted: DataRecord, existing: DataRecord | None) -> str:
+def _loss(plan: Plan, granted: DataRecord, existing: DataRecord | None) -> str:
     """How the attempt lost its key, as far as it can know."""
-    if existing is None or not _is_of_another_region(granted, existing):
-        return "its lease had ended"
-    return f"its claim in {granted.region} was replaced by one in {existing.region}"
+    if existing is None:
+        return f"it no longer holds idempotency key {plan.key}"
+    loss = "its lease had ended"
+    if _is_of_another_region(granted, existing):
+        loss = f"its claim in {granted.region} was replaced by one in {existing.region}"
+    return f"{loss} and another attempt owns idempotency key {plan.key}"
 
 
 def _is_of_another_region(granted: DataRecord, existing: DataRecord) -> bool:
@@ -664,6 +771,14 @@ def _orphaned(key: str, existing: DataRecord) -> IdempotencyOrphanedError:
         "(orphan_takeover=False). Find out whether its effect happened, then delete the record to run it again",
         record=existing,
     )
+
+
+def _result_unfit(key: str, error: Exception) -> IdempotencyTransactionCanceledError:
+    unfit = IdempotencyTransactionCanceledError(
+        f"The result of idempotency key {key} cannot be stored, so its transaction was not sent", type(error).__name__
+    )
+    unfit.__cause__ = error
+    return unfit
 
 
 def _result_not_kept(key: str, error: Exception | None = None) -> IdempotencyResultNotKeptError:

@@ -183,19 +183,31 @@ class IdempotencyHandler:
 
     def unprotected(self, invoke: Callable[[], Any]) -> Executed:
         """Call *invoke*, come what may: the call has no key, or idempotency is switched off."""
-        token = running_attempt.set(Attempt.unprotected())
+        store = cast("BasePersistenceLayer", self._wiring.store)
+        attempt = Attempt.unprotected(store.begin)
+        token = running_attempt.set(attempt)
         try:
-            return Executed(invoke(), None)
+            value = invoke()
         finally:
             restore(running_attempt, token)
+            transaction = attempt.close()
+        if transaction is not None:
+            store.commit(None, transaction)
+        return Executed(value, None)
 
     async def aunprotected(self, invoke: Callable[[], Any]) -> Executed:
         """As `unprotected`, for an async function."""
-        token = running_attempt.set(Attempt.unprotected())
+        store = cast("AsyncBasePersistenceLayer", self._wiring.store)
+        attempt = Attempt.unprotected(store.begin)
+        token = running_attempt.set(attempt)
         try:
-            return Executed(await invoke(), None)
+            value = await invoke()
         finally:
             restore(running_attempt, token)
+            transaction = attempt.close()
+        if transaction is not None:
+            await store.commit(None, transaction)
+        return Executed(value, None)
 
     @contextmanager
     def override(self, *, persistence_store: Store | None = None, config: IdempotencyConfig | None = None) -> Iterator[None]:

@@ -182,11 +182,8 @@ class ItemFormat:
         return self.data_attr, {"B": packed}
 
     def size(self, record: DataRecord) -> int:
-        """The bytes that DynamoDB counts for the record's item, names included.
-
-        https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
-        """
-        return sum(len(name.encode()) + _size(value) for name, value in self.item(record).items())
+        """The bytes that DynamoDB counts for the record's item, names included."""
+        return item_bytes(self.item(record))
 
     def _superseded(self, offer: DataRecord, generation: int, now_ms: int) -> tuple[str, dict[str, str], Item]:
         """rules.is_claimable, of that generation.  DynamoDB refuses names and values that go unused."""
@@ -234,6 +231,17 @@ class ItemFormat:
             "ExpressionAttributeValues": values,
             **ALL_OLD,
         }
+
+    def commit(self, record: DataRecord) -> Request:
+        """Write the result if the record is there, the owner's and unfinished: the part of the record in a transaction.
+
+        More than `complete` demands: to a completed record the transaction's other writes would be applied a second time, and to
+        an absent one after its caller was told that they failed.
+        """
+        request = self.complete(record)
+        request["ConditionExpression"] += " AND #status = :inprogress"
+        request["ExpressionAttributeValues"][":inprogress"] = {"S": Status.INPROGRESS.value}
+        return request
 
     def restore(self, record: DataRecord) -> Request:
         """Write a completed record whole, if there is none.  Together with `complete`, this is rules.may_complete."""
@@ -314,16 +322,50 @@ def _result(value: dict[str, Any] | None) -> tuple[str, bytes | OffloadedResult 
     return "", OffloadedResult(place["location"]["S"], place["sha256"]["S"], int(place["size"]["N"]))
 
 
-def _size(value: dict[str, Any]) -> int:
-    """The bytes that DynamoDB counts for one of the values above."""
+def item_bytes(item: Item) -> int:
+    """The bytes that DynamoDB counts for an item, names included.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
+    """
+    return sum(_text_bytes(name) + value_bytes(value) for name, value in item.items())
+
+
+def value_bytes(value: dict[str, Any]) -> int:
+    """The bytes that DynamoDB counts for an attribute's value."""
     [(kind, content)] = value.items()
-    if kind == "M":
-        return 3 + sum(1 + len(name) + _size(member) for name, member in content.items())
-    if kind == "S":
-        return len(content) if content.isascii() else len(content.encode())
-    if kind == "N":
-        return 2 + (len(content) + 1) // 2  # at most: a byte for two digits, and one more
-    return 1 if kind == "BOOL" else len(content)
+    match kind:
+        case "S":
+            return _text_bytes(content)
+        case "N":
+            return _number_bytes(content)
+        case "B":
+            return len(content)
+        case "M":
+            return 3 + len(content) + item_bytes(content)
+        case "L":
+            return 3 + sum(1 + value_bytes(element) for element in content)
+        case "SS" | "NS" | "BS":
+            return sum(value_bytes({kind[0]: element}) for element in content)
+        case _:
+            return 1  # BOOL and NULL
+
+
+def _text_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _number_bytes(digits: str) -> int:
+    """A byte, one for each pair of significant digits, counted from the decimal point, and one for a minus.
+
+    AWS documents it as approximate; DynamoDB Local counts exactly so.
+    """
+    sign, figures, exponent = Decimal(digits).as_tuple()
+    assert isinstance(exponent, int)  # finite
+    significant = "".join(map(str, figures)).rstrip("0")
+    if not significant.strip("0"):
+        return 1
+    is_odd = (exponent + len(figures) - len(significant)) % 2
+    return 1 + (len(significant) + is_odd + 1) // 2 + sign
 
 
 def _number(value: dict[str, Any] | None) -> int | None:

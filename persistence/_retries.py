@@ -50,6 +50,14 @@ THROTTLED: Final = frozenset(
 )
 #: Answers that mean "not now": besides, the item is being written by another request, in this Region or in another.
 BUSY: Final = THROTTLED | {"ReplicatedWriteConflictException", "TransactionConflictException"}
+#: A transaction of which nothing was applied; its reasons say why, action by action.
+CANCELED: Final = "TransactionCanceledException"
+#: The reason of an action that was not to blame.
+BLAMELESS: Final = "None"
+#: Reasons that mean "not now", and those of them that mean "too much".
+#: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html#API_TransactWriteItems_Errors
+THROTTLED_ACTION: Final = frozenset({"ProvisionedThroughputExceeded", "ThrottlingError"})
+BUSY_ACTION: Final = THROTTLED_ACTION | {"TransactionConflict"}
 #: Answers after which nobody knows whether the request was applied, besides any of HTTP status 5xx.
 UNKNOWN: Final = frozenset(
     {
@@ -83,14 +91,31 @@ def refusing_item(error: Exception) -> dict[str, Any] | None:
     return response.get("Item") or {}
 
 
+def cancellation_reasons(error: BaseException) -> list[dict[str, Any]]:
+    """Why a transaction was canceled, action by action, in the service's words; empty if the error is another."""
+    if error_code(error) != CANCELED:
+        return []
+    response: dict[str, Any] = getattr(error, "response", {})
+    return list(response.get("CancellationReasons") or [])
+
+
+def _reasons_to_blame(error: BaseException) -> set[str]:
+    return {reason.get("Code", BLAMELESS) for reason in cancellation_reasons(error)} - {BLAMELESS}
+
+
 def is_busy(error: Exception) -> bool:
     """Whether the service refused the request for now, without having applied it."""
-    return error_code(error) in BUSY
+    code = error_code(error)
+    if code != CANCELED:
+        return code in BUSY
+    reasons = _reasons_to_blame(error)
+    return bool(reasons) and reasons <= BUSY_ACTION
 
 
 def is_throttle(error: BaseException) -> bool:
     """Whether the service refused the request because there are too many."""
-    return error_code(error) in THROTTLED
+    code = error_code(error)
+    return code in THROTTLED or (code == CANCELED and not _reasons_to_blame(error).isdisjoint(THROTTLED_ACTION))
 
 
 def throttling_reasons(error: BaseException) -> list[tuple[str, str]]:

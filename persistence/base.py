@@ -20,8 +20,10 @@ from persistence.exceptions import (
     IdempotencyItemNotFoundError,
     IdempotencyKeyError,
     IdempotencyLeaseLostError,
+    IdempotencyPersistenceConfigError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
+    IdempotencyTransactionCanceledError,
     IdempotencyValidationError,
 )
 from persistence.missing import is_missing_idempotency_key
@@ -29,6 +31,8 @@ from persistence.rules import is_expired
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from persistence.transaction import Transaction
 
 __all__ = [
     "STATUS_CONSTANTS",
@@ -53,12 +57,21 @@ RELEASE_FAILED: Final = (
     "Failed to delete record from idempotency store",
     "The key stays claimed until the lease ends; a retry before that is refused.",
 )
+COMMIT_FAILED: Final = (
+    "Failed to commit the transaction in the idempotency store",
+    "Retry the call: it returns the stored result if the transaction was written, and runs the function again if not.",
+)
+UNPROTECTED_COMMIT_FAILED: Final = (
+    COMMIT_FAILED[0],
+    "The call has no record: whether its transaction was written is not known, and a retry would write it again.",
+)
 LOAD_FAILED: Final = ("Failed to load the stored result", "The function ran before and was not run again; retry the call.")
 RENEW_FAILED: Final = ("Failed to renew the lease in the idempotency store", "The renewal is tried again before the lease ends.")
 
 #: What a hook may say to the library, besides refusing a claim.  Everything else is a failure of the store.
 CLAIM_ANSWERS: Final = (IdempotencyKeyError, IdempotencyValidationError)
 WRITE_ANSWERS: Final = (IdempotencyLeaseLostError, IdempotencyResultNotKeptError)
+COMMIT_ANSWERS: Final = (IdempotencyLeaseLostError, IdempotencyTransactionCanceledError)
 
 #: A set of plain strings, because a record's status is one.
 KNOWN_STATUSES: Final = frozenset({Status.INPROGRESS.value, Status.COMPLETED.value})
@@ -120,6 +133,20 @@ class _Layer:
     hash_function: _FromCall[Callable[..., Any]] = _FromCall()
 
     is_missing_idempotency_key = staticmethod(is_missing_idempotency_key)
+
+    def begin(self, idempotency_key: str) -> Transaction:
+        """An empty transaction, to be committed with the record of this key.  Nothing is sent.
+
+        Raises:
+            IdempotencyPersistenceConfigError: the store has no transactions.
+        """
+        return self._begin_transaction(idempotency_key)
+
+    def _begin_transaction(self, idempotency_key: str) -> Transaction:  # noqa: ARG002 - for stores that have transactions
+        """As `begin`; only for stores that commit a record together with their users' own writes."""
+        raise IdempotencyPersistenceConfigError(
+            f"{type(self).__name__} has no transactions; DynamoDBPersistenceLayer commits a record together with other writes"
+        )
 
     def _check_status(self, offer: DataRecord, existing: DataRecord | None) -> None:
         """Raise if the refusing record cannot be judged.  An expired one can, whatever it says."""
@@ -197,6 +224,25 @@ class BasePersistenceLayer(_Layer, ABC):
             IdempotencyResultNotKeptError: the store cannot hold this result; nothing was written.
         """
         self._translated(self._update_record, COMPLETE_FAILED, record)
+
+    def commit(self, record: DataRecord | None, transaction: Transaction) -> None:
+        """Store the holder's result together with the transaction's writes, or neither.
+
+        *record* is None for a call without a record, whose writes are committed by themselves.  Repeatable: of two commits by one
+        owner, the second is refused, and shown the record that the first has completed.
+
+        Raises:
+            IdempotencyLeaseLostError: the record is not an unfinished one of this owner; this request has written nothing.
+            IdempotencyTransactionCanceledError: nothing was written, for a reason of the caller's own.
+            IdempotencyPersistenceLayerError: the store failed; both or neither were written.
+        """
+        try:
+            self._commit_record(data_record=record, transaction=transaction)
+        except COMMIT_ANSWERS:
+            raise
+        except Exception as error:
+            failed = UNPROTECTED_COMMIT_FAILED if record is None else COMMIT_FAILED
+            raise self._failure(failed, transaction.idempotency_key, error) from error
 
     def release(self, record: DataRecord) -> None:
         """Give the key up unused.  Repeatable; a completed record survives it.
@@ -277,6 +323,15 @@ class BasePersistenceLayer(_Layer, ABC):
             IdempotencyLeaseLostError: it may not be deleted; `record` is what was found.
         """
 
+    def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
+        """As `commit`.  Only for stores whose `_begin_transaction` gives transactions.
+
+        Raises:
+            IdempotencyLeaseLostError: `rules.may_release` does not hold of the record; `record` is what was found.
+            IdempotencyTransactionCanceledError: nothing was written, for a reason of the caller's own.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no transactions")
+
     def _load_result(self, data_record: DataRecord) -> str:
         """The result behind `packed_result`.  Only for stores that pack large results.
 
@@ -326,6 +381,16 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
         """As `BasePersistenceLayer.complete`."""
         await self._translated(self._update_record, COMPLETE_FAILED, record)
 
+    async def commit(self, record: DataRecord | None, transaction: Transaction) -> None:
+        """As `BasePersistenceLayer.commit`."""
+        try:
+            await self._commit_record(data_record=record, transaction=transaction)
+        except COMMIT_ANSWERS:
+            raise
+        except Exception as error:
+            failed = UNPROTECTED_COMMIT_FAILED if record is None else COMMIT_FAILED
+            raise self._failure(failed, transaction.idempotency_key, error) from error
+
     async def release(self, record: DataRecord) -> None:
         """As `BasePersistenceLayer.release`."""
         await self._translated(self._delete_record, RELEASE_FAILED, record)
@@ -368,6 +433,10 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
     @abstractmethod
     async def _delete_record(self, data_record: DataRecord) -> None:
         """As `BasePersistenceLayer._delete_record`."""
+
+    async def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
+        """As `BasePersistenceLayer._commit_record`."""
+        raise NotImplementedError(f"{type(self).__name__} has no transactions")
 
     async def _load_result(self, data_record: DataRecord) -> str:
         """As `BasePersistenceLayer._load_result`."""

@@ -5,22 +5,35 @@ from __future__ import annotations
 import logging
 import os
 from functools import cached_property
+from hashlib import sha256
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from persistence._dynamodb_items import ItemFormat
 from persistence._large_results import ITEM_SIZE_THRESHOLD, MAX_RESULT_BYTES, UPLOAD_RESERVE_MS, LargeResults
 from persistence._regions import router
-from persistence._retries import RESERVE_MS, Retries, error_code, is_refusal, refusing_item, throttling_reasons
+from persistence._retries import (
+    BLAMELESS,
+    RESERVE_MS,
+    Retries,
+    cancellation_reasons,
+    error_code,
+    is_refusal,
+    refusing_item,
+    throttling_reasons,
+)
 from persistence._sdk import prepare
 from persistence.base import BasePersistenceLayer, call_deadline_ms
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
     IdempotencyItemNotFoundError,
     IdempotencyLeaseLostError,
+    IdempotencyPersistenceConfigError,
     IdempotencyResultNotKeptError,
+    IdempotencyTransactionCanceledError,
 )
 from persistence.rules import is_claimable, is_completed, is_held_by, is_in_progress, may_release
+from persistence.transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +45,7 @@ if TYPE_CHECKING:
     from persistence._regions import HomeRegion, Replication
     from persistence.datarecord import DataRecord
     from persistence.offload import ResultOffload
+    from persistence.transaction import CancellationReason
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +64,8 @@ CLAIM_RETRY_MS: Final = 10_000
 COMPLETE_RETRY_MS: Final = 20_000
 #: How long a release is retried at most: it only spares the next attempt the rest of the lease.
 RELEASE_RETRY_MS: Final = 3_000
+#: Left of a deadline, besides `RESERVE_MS`, when a commit is given up: for the release that settles what became of it.
+COMMIT_RESERVE_MS: Final = 400
 FETCH_RETRY_MS: Final = 5_000
 #: How long a large result is uploaded or downloaded where no deadline is known.
 UPLOAD_RETRY_MS: Final = 20_000
@@ -179,11 +195,12 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
         )
         self.read_first = read_first
         self._home_of = router(replication, home_region)
+        self._replication = replication
         if self._home_of is not None and table_name.startswith("arn:"):
             raise ValueError(f"home_region needs the table's name; {table_name} is an ARN, which names one Region")
         if region_clients is not None and self._home_of is None:
             raise ValueError("region_clients is for home_region; without it, every key is served by boto3_client")
-        self._tells_region = replication == "eventual"
+        self._tells_region = self._replication == "eventual"
         self._region_clients = dict(region_clients or {})
         for client in self._region_clients.values():
             prepare(client)
@@ -399,6 +416,71 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
                 raise
             raise _fenced(data_record, self._refusing_record(error)) from error
 
+    def _begin_transaction(self, idempotency_key: str) -> Transaction:
+        if self._replication == "strong":
+            raise IdempotencyPersistenceConfigError(
+                f"{self.table_name} is a global table with strong consistency, which has no transactions"
+            )
+        client = self._client_of(idempotency_key)
+        if not hasattr(client, "transact_write_items"):
+            raise IdempotencyPersistenceConfigError(
+                f"boto3_client has no transactions: a {type(client).__name__} without transact_write_items"
+            )
+        return Transaction(
+            idempotency_key=idempotency_key,
+            own_table=self.table_name,
+            own_key=self._items.key(idempotency_key),
+            region=_region_of(client),
+        )
+
+    def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
+        request = self._commit_request(data_record, transaction)
+        deadline_ms = call_deadline_ms.get() if data_record is None else data_record.deadline_ms
+        retries = Retries(
+            self.clock_ms,
+            self.sleep_ms,
+            at_most_ms=COMPLETE_RETRY_MS if deadline_ms is None else None,
+            deadline_ms=None if deadline_ms is None else deadline_ms - COMMIT_RESERVE_MS,
+        )
+        client: Any = self._client_of(transaction.idempotency_key)
+        try:
+            retries.call(client.transact_write_items, **request)
+        except Exception as error:
+            if error_code(error) == "ValidationException":
+                raise _canceled(transaction, retries, [str(error)]) from error
+            found = cancellation_reasons(error)
+            if len(found) != len(request["TransactItems"]):
+                raise
+            own = [] if data_record is None else found[:1]
+            if data_record is not None and own[0].get("Code") == "ConditionalCheckFailed":
+                item = own[0].get("Item")
+                raise _fenced(data_record, self._items.record(item) if item else None) from error
+            reasons = transaction.reasons(found[len(own) :])
+            blamed = [f"{reason.action} on {reason.table_name}: {reason.code}" for reason in reasons if reason.code]
+            blamed += [f"its record: {reason['Code']}" for reason in own if reason.get("Code") != BLAMELESS]
+            raise _canceled(transaction, retries, blamed, reasons) from error
+
+    def _commit_request(self, data_record: DataRecord | None, transaction: Transaction) -> dict[str, Any]:
+        """One request, which is repeated as it is: with another expiry, say, it would be another to DynamoDB.
+
+        Its client token makes a repetition succeed without an effect for ten minutes; the record's condition does so for ever.
+        The token is a digest of the whole, the owner token included.  That one alone would be a repetition's where none is:
+        DynamoDB compares tokens over all tables, and a durable execution has one owner token for all its calls of a function.
+        """
+        key = transaction.idempotency_key
+        writes = [*transaction.actions]
+        if data_record is not None:
+            try:
+                record = self._results.pack(data_record, self._uploading(data_record))
+                transaction.check_size(self._items.size(record))
+            except (IdempotencyResultNotKeptError, ValueError) as error:
+                raise IdempotencyTransactionCanceledError(
+                    f"The result of idempotency key {key} cannot be stored, so its transaction was not sent", error
+                ) from error
+            writes.insert(0, {"Update": {"TableName": self.table_name, **self._items.commit(record)}})
+        # A call without a record has a key of its own.
+        return {"TransactItems": writes, "ClientRequestToken": sha256(repr((key, writes)).encode()).hexdigest()[:36]}
+
     def _load_result(self, data_record: DataRecord) -> str:
         deadline_ms = call_deadline_ms.get()
         downloading = Retries(self.clock_ms, self.sleep_ms, at_most_ms=DOWNLOAD_RETRY_MS, deadline_ms=deadline_ms)
@@ -432,6 +514,17 @@ def _region_of(client: DynamoDBClient) -> str:
 
 def _fenced(record: DataRecord, existing: DataRecord | None) -> IdempotencyLeaseLostError:
     return IdempotencyLeaseLostError(f"Another attempt owns the record of idempotency key {record.key}", record=existing)
+
+
+def _canceled(
+    transaction: Transaction, retries: Retries, blamed: list[str], reasons: tuple[CancellationReason, ...] = ()
+) -> IdempotencyTransactionCanceledError:
+    # After a lost answer, this may be the repetition of a request that was applied; the release will tell.
+    consequence = "" if retries.outcome_unknown else ", nothing of it was written"
+    return IdempotencyTransactionCanceledError(
+        f"The transaction of idempotency key {transaction.idempotency_key} was canceled{consequence}: " + "; ".join(blamed),
+        reasons=reasons,
+    )
 
 
 def _is_too_large(error: Exception) -> bool:

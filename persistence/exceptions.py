@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from persistence.datarecord import DataRecord
     from persistence.progress import BulkProgress
+    from persistence.transaction import CancellationReason
 
 
 class BaseError(Exception):
@@ -112,6 +113,20 @@ class IdempotencyResultNotKeptError(IdempotencyPersistenceLayerError):
 
     The key stays completed, so no retry runs the function again; each gets this error until the record expires.
     """
+
+
+class IdempotencyTransactionCanceledError(IdempotencyPersistenceLayerError):
+    """The function ran, and its transaction was canceled: a condition did not hold, or the service refused it.
+
+    Nothing of it was written, and the claim is released, so that a retry runs the function again; a note says so, or says what
+    went wrong with the release.  `reasons` has one entry for each action of the caller's, in the order in which they were added.
+    It is empty where no single action is to blame: the request is invalid, or was not sent because the function's result cannot
+    be stored with it.
+    """
+
+    def __init__(self, *args: str | Exception | None, reasons: tuple[CancellationReason, ...] = ()) -> None:
+        super().__init__(*args)
+        self.reasons = reasons
 
 
 class IdempotencyOrphanedError(IdempotencyAlreadyInProgressError):

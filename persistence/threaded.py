@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from persistence.datarecord import DataRecord
+    from persistence.transaction import Transaction
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,6 +67,12 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
 
     async def _delete_record(self, data_record: DataRecord) -> None:
         await _in_thread(partial(self.store._delete_record, data_record=data_record))
+
+    def _begin_transaction(self, idempotency_key: str) -> Transaction:
+        return self.store._begin_transaction(idempotency_key)
+
+    async def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
+        await _in_thread(partial(self.store._commit_record, data_record=data_record, transaction=transaction))
 
     async def _load_result(self, data_record: DataRecord) -> str:
         return await _in_thread(partial(self.store._load_result, data_record=data_record))

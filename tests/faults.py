@@ -163,6 +163,9 @@ class FaultyClient:
     def delete_item(self, **request: Any) -> Any:
         return self._call("delete_item", request)
 
+    def transact_write_items(self, **request: Any) -> Any:
+        return self._call("transact_write_items", request)
+
     def _call(self, operation: str, request: dict[str, Any]) -> Any:
         with self._lock:
             self._calls[operation] += 1
@@ -260,10 +263,37 @@ def throttled_after_a_lost_answer(send: Send) -> Any:
     raise throttle(retry_attempts=1)
 
 
+def delayed(on_their_way: list[Send]) -> Fault:
+    """The client gives up, and the request lands when it is sent on; nobody reads its answer."""
+
+    def strike(send: Send) -> Any:
+        def land() -> None:
+            with suppress(ClientError):
+                send()
+
+        on_their_way.append(land)
+        raise read_timeout()
+
+    return strike
+
+
+def forgotten_by(client: FaultyClient) -> Fault:
+    """DynamoDB has forgotten the client token of a transaction, as it does after ten minutes: this request is a new one to it."""
+
+    def strike(send: Send) -> Any:
+        request = client.requests[-1][1]
+        request["ClientRequestToken"] = hashlib.md5(f"{request['ClientRequestToken']} forgotten".encode()).hexdigest()
+        return send()
+
+    return strike
+
+
 # Errors
 
 
-def client_error(code: str, status: int, message: str, retry_attempts: int = 0, **more: Any) -> ClientError:
+def client_error(
+    code: str, status: int, message: str, retry_attempts: int = 0, operation: str = "PutItem", **more: Any
+) -> ClientError:
     response = {
         "Error": {"Code": code, "Message": message},
         "ResponseMetadata": {
@@ -274,7 +304,7 @@ def client_error(code: str, status: int, message: str, retry_attempts: int = 0, 
         },
         **more,
     }
-    return ClientError(response, "PutItem")
+    return ClientError(response, operation)
 
 
 def throttle(retry_attempts: int = 0) -> ClientError:
@@ -299,6 +329,47 @@ def unavailable() -> ClientError:
 
 def access_denied() -> ClientError:
     return client_error("AccessDeniedException", 400, "User is not authorized to perform this operation")
+
+
+def table_not_found() -> ClientError:
+    return client_error("ResourceNotFoundException", 400, "Requested resource not found")
+
+
+def conflict() -> ClientError:
+    """What a request for one item is answered while a transaction on it is under way."""
+    return client_error("TransactionConflictException", 400, "Transaction is ongoing for the item")
+
+
+def transaction_in_progress() -> ClientError:
+    """What a repeated transaction is answered while the first one is under way: nobody knows yet how that ends."""
+    return client_error(
+        "TransactionInProgressException",
+        400,
+        "The transaction with the given request token is already in progress.",
+        operation="TransactWriteItems",
+    )
+
+
+def parameter_mismatch() -> ClientError:
+    return client_error(
+        "IdempotentParameterMismatchException",
+        400,
+        "The request uses the same client token as a previous, but non-identical request.",
+        operation="TransactWriteItems",
+    )
+
+
+def canceled(*codes: str | None) -> ClientError:
+    """A transaction of which nothing was applied; *codes* are the reasons of its actions, None for one that is not to blame."""
+    reasons = [{"Code": "None"} if code is None else {"Code": code, "Message": f"Because of {code}"} for code in codes]
+    named = ", ".join(reason["Code"] for reason in reasons)
+    return client_error(
+        "TransactionCanceledException",
+        400,
+        f"Transaction cancelled, please refer cancellation reasons for specific reasons [{named}]",
+        operation="TransactWriteItems",
+        CancellationReasons=reasons,
+    )
 
 
 def read_timeout() -> ReadTimeoutError:

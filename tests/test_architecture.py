@@ -101,7 +101,15 @@ def test_what_users_import_says_what_it_is(name: str) -> None:
 
 #: Calls that read the world.  Stores, drivers and observers are the edge; what decides is given values.
 IMPURE = {"time", "time_ns", "monotonic", "now", "utcnow", "today", "uuid1", "uuid4", "urandom", "token_hex", "sleep"}
-CORE = ["idempotency.execution", "idempotency.key", "idempotency._json", "persistence.rules", "persistence._dynamodb_items"]
+CORE = [
+    "idempotency.execution",
+    "idempotency.key",
+    "idempotency._json",
+    "persistence.rules",
+    "persistence._dynamodb_items",
+    "persistence._user_requests",
+    "persistence.transaction",
+]
 
 
 @pytest.mark.parametrize("module_name", CORE)

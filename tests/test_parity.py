@@ -16,8 +16,10 @@ from persistence.threaded import ThreadedPersistenceLayer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-VERBS = ["claim", "fetch", "complete", "release", "renew"]
+VERBS = ["claim", "fetch", "complete", "commit", "release", "renew", "load"]
 HOOKS = ["_put_record", "_get_record", "_update_record", "_delete_record"]
+#: What only some stores can: pack results, commit transactions.
+OPTIONAL_HOOKS = ["_commit_record", "_load_result"]
 
 
 def parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
@@ -36,7 +38,7 @@ def test_sync_and_async_stores_ask_for_the_same_hooks() -> None:
     assert BasePersistenceLayer.__abstractmethods__ == AsyncBasePersistenceLayer.__abstractmethods__ == frozenset(HOOKS)
 
 
-@pytest.mark.parametrize("name", [*VERBS, *HOOKS])
+@pytest.mark.parametrize("name", [*VERBS, *HOOKS, *OPTIONAL_HOOKS])
 def test_a_method_of_a_store_has_one_signature(name: str) -> None:
     sync, asynchronous = getattr(BasePersistenceLayer, name), getattr(AsyncBasePersistenceLayer, name)
 
@@ -46,7 +48,7 @@ def test_a_method_of_a_store_has_one_signature(name: str) -> None:
     assert inspect.iscoroutinefunction(asynchronous)
 
 
-@pytest.mark.parametrize("name", [*VERBS, *HOOKS])
+@pytest.mark.parametrize("name", [*VERBS, *HOOKS, *OPTIONAL_HOOKS])
 def test_an_async_method_refers_to_its_sync_sibling(name: str) -> None:
     """The promise is written once."""
     docstring = inspect.getdoc(AsyncBasePersistenceLayer.__dict__[name]) or ""
@@ -54,7 +56,14 @@ def test_an_async_method_refers_to_its_sync_sibling(name: str) -> None:
     assert docstring == f"As `BasePersistenceLayer.{name}`."
 
 
-@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("name", ["begin", "_begin_transaction"])
+def test_a_transaction_is_begun_without_waiting_by_both(name: str) -> None:
+    """Nothing is sent, and `transaction()` is called inside sync functions, too."""
+    assert getattr(BasePersistenceLayer, name) is getattr(AsyncBasePersistenceLayer, name)
+    assert not inspect.iscoroutinefunction(getattr(ThreadedPersistenceLayer, name))
+
+
+@pytest.mark.parametrize("name", [*HOOKS, *OPTIONAL_HOOKS, "_begin_transaction"])
 def test_a_sync_store_behind_threads_has_the_hooks_of_an_async_one(name: str) -> None:
     assert parameters(getattr(ThreadedPersistenceLayer, name)) == parameters(getattr(AsyncBasePersistenceLayer, name))
 
@@ -70,7 +79,7 @@ def test_both_drivers_have_one_signature() -> None:
     assert not inspect.iscoroutinefunction(drive)
 
 
-@pytest.mark.parametrize("name", ["perform", "_claim", "_give_up", "_run"])
+@pytest.mark.parametrize("name", ["perform", "_write", "_read", "_claim", "_give_up", "_run"])
 def test_both_performers_have_the_same_moves(name: str) -> None:
     assert inspect.iscoroutinefunction(getattr(_AsyncPerformer, name))
     assert not inspect.iscoroutinefunction(getattr(_Performer, name))
@@ -82,6 +91,14 @@ def test_a_handler_executes_both_ways_with_one_signature() -> None:
     assert parameters(execute) == parameters(aexecute)
     assert execute.__annotations__ == aexecute.__annotations__
     assert inspect.iscoroutinefunction(aexecute)
+
+
+def test_an_unprotected_call_is_made_both_ways_with_one_signature() -> None:
+    unprotected, aunprotected = IdempotencyHandler.unprotected, IdempotencyHandler.aunprotected
+
+    assert parameters(unprotected) == parameters(aunprotected)
+    assert inspect.iscoroutinefunction(aunprotected)
+    assert not inspect.iscoroutinefunction(unprotected)
 
 
 def test_decorated_functions_have_the_same_abilities() -> None:

@@ -34,6 +34,7 @@ DOCUMENTED = {
     "BaseIdempotencySerializer": "idempotency.serialization.base",
     "BasePersistenceLayer": "persistence.base",
     "BulkProgress": "persistence.progress",
+    "CancellationReason": "persistence.transaction",
     "CustomDictSerializer": "idempotency.serialization.custom_dict",
     "DataRecord": "persistence.datarecord",
     "DataclassSerializer": "idempotency.serialization.dataclass",
@@ -57,6 +58,7 @@ DOCUMENTED = {
     "IdempotencyPersistenceConsistencyError": "persistence.exceptions",
     "IdempotencyPersistenceLayerError": "persistence.exceptions",
     "IdempotencyResultNotKeptError": "persistence.exceptions",
+    "IdempotencyTransactionCanceledError": "persistence.exceptions",
     "IdempotencyValidationError": "persistence.exceptions",
     "Idempotent": "idempotency.decorators",
     "IdempotentHookFunction": "idempotency.hook",
@@ -67,12 +69,15 @@ DOCUMENTED = {
     "Replayed": "idempotency.execution",
     "ResultOffload": "persistence.offload",
     "S3ResultOffload": "persistence.offload",
+    "Transaction": "persistence.transaction",
+    "apply_once": "idempotency.changes",
     "copy_records": "persistence.bulk",
     "current_attempt": "idempotency.attempt",
     "idempotent": "idempotency.decorators",
     "idempotent_function": "idempotency.decorators",
     "make_idempotent": "idempotency.decorators",
     "sweep_expired": "persistence.bulk",
+    "transaction": "idempotency.attempt",
 }
 
 #: The errors that Powertools has, too.
@@ -95,6 +100,7 @@ OWN_ERRORS = {
     "IdempotencyBulkIncompleteError": "IdempotencyPersistenceLayerError",
     "IdempotencyLeaseLostError": "IdempotencyPersistenceLayerError",
     "IdempotencyResultNotKeptError": "IdempotencyPersistenceLayerError",
+    "IdempotencyTransactionCanceledError": "IdempotencyPersistenceLayerError",
     "IdempotencyOrphanedError": "IdempotencyAlreadyInProgressError",
 }
 
@@ -270,6 +276,8 @@ def test_an_error_survives_pickling(name: str) -> None:
     for attribute in ("record", "old_data_record"):
         if hasattr(error, attribute):
             setattr(error, attribute, record)
+    if hasattr(error, "reasons"):
+        error.reasons = (idempotency.CancellationReason("put", "orders", "ConditionalCheckFailed", "failed", {"id": "a"}),)
     error.add_note("a note")
 
     again = pickle.loads(pickle.dumps(error))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import ClientError
 from doubles import LambdaContext
-from faults import KEY, ORDER, SYNC, Bench, Form, before, keyed, lost, read_timeout, refused, throttle
+from faults import KEY, ORDER, SYNC, Bench, Form, before, delayed, keyed, lost, read_timeout, refused, throttle
 
 from idempotency import IdempotencyAlreadyInProgressError
 
@@ -18,20 +16,6 @@ if TYPE_CHECKING:
     from faults import Fault, Send
 
     from idempotency.heartbeat import Heartbeat
-
-
-def delayed(on_their_way: list[Send]) -> Fault:
-    """The client gives up, and the request lands when it is sent on; nobody reads its answer."""
-
-    def strike(send: Send) -> Any:
-        def land() -> None:
-            with suppress(ClientError):
-                send()
-
-        on_their_way.append(land)
-        raise read_timeout()
-
-    return strike
 
 
 def test_a_delayed_renewal_does_not_shorten_a_lease_that_was_renewed_since(bench: Bench, form: Form, heart: Heartbeat) -> None:

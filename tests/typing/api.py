@@ -9,6 +9,7 @@ import datetime as dt
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_type
 
@@ -19,6 +20,7 @@ from idempotency import (
     BaseIdempotencySerializer,
     BasePersistenceLayer,
     BulkProgress,
+    CancellationReason,
     CustomDictSerializer,
     DataclassSerializer,
     DataRecord,
@@ -29,6 +31,7 @@ from idempotency import (
     IdempotencyBulkIncompleteError,
     IdempotencyConfig,
     IdempotencyLeaseLostError,
+    IdempotencyTransactionCanceledError,
     Idempotent,
     IdempotentHookFunction,
     InMemoryPersistenceLayer,
@@ -38,14 +41,17 @@ from idempotency import (
     Replayed,
     ResultOffload,
     S3ResultOffload,
+    Transaction,
+    apply_once,
     copy_records,
     current_attempt,
     idempotent,
     idempotent_function,
     make_idempotent,
     sweep_expired,
+    transaction,
 )
-from idempotency.events import Completed, LeaseLost
+from idempotency.events import Completed, LeaseLost, Uncommitted
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -135,6 +141,8 @@ class Counter:
                 assert_type(generation, int)
             case LeaseLost(winner_holder=holder):
                 assert_type(holder, str)
+            case Uncommitted(reasons=reasons):
+                assert_type(reasons, tuple[str, ...])
             case _:
                 assert_type(event.at_ms, int)
 
@@ -408,6 +416,77 @@ def inside() -> None:
     assert_type(attempt.downstream_key, str)
 
 
+# Transactions
+
+
+def collect() -> None:
+    tx = transaction()
+    assert_type(tx, Transaction)
+    assert_type(current_attempt().transaction(), Transaction)
+    assert_type(tx.idempotency_key, str)
+    assert_type(tx.actions, tuple[dict[str, Any], ...])
+    from boto3.dynamodb.conditions import Attr
+
+    tx.put(TableName="orders", Item={"id": "a", "total": Decimal("1.5")}, ConditionExpression=Attr("id").not_exists())
+    tx.update(
+        TableName="stock",
+        Key={"sku": b"a"},
+        UpdateExpression="SET #q = #q - :n",
+        ConditionExpression="#q >= :n",
+        ExpressionAttributeNames={"#q": "quantity"},
+        ExpressionAttributeValues={":n": 1},
+        ReturnValuesOnConditionCheckFailure="ALL_OLD",
+    )
+    tx.delete(TableName="carts", Key={"id": {"S": "a"}}, ReturnValuesOnConditionCheckFailure="NONE")
+    tx.check(TableName="users", Key={"id": 1}, ConditionExpression="attribute_exists(id)", ExpressionAttributeNames=None)
+    tx.put("orders", {"id": "a"})  # type: ignore[call-arg]
+    tx.put(TableName="orders")  # type: ignore[call-arg]
+    tx.put(TableName="orders", Key={"id": "a"})  # type: ignore[call-arg]
+    tx.put(TableName="orders", Item=[("id", "a")])  # type: ignore[arg-type]
+    tx.put(TableName=1, Item={"id": "a"})  # type: ignore[arg-type]
+    tx.update(TableName="stock", Key={"sku": "a"})  # type: ignore[call-arg]
+    tx.delete(TableName="carts", Key={"id": "a"}, ReturnValuesOnConditionCheckFailure="ALL_NEW")  # type: ignore[arg-type]
+    tx.delete(TableName="carts", Key={"id": "a"}, ReturnValues="ALL_OLD")  # type: ignore[call-arg]
+    tx.delete(TableName="carts", Key={"id": "a"}, ExpressionAttributeNames={"#a": 1})  # type: ignore[dict-item]
+    tx.check(TableName="users", Key={"id": 1})  # type: ignore[call-arg]
+    tx.check(TableName="users", Key={"id": 1}, ConditionExpression=None)  # mypy knows nothing of boto3's conditions
+    transaction("key")  # type: ignore[call-arg]
+
+
+def count_once(client: Any) -> None:
+    applied = apply_once(
+        client,
+        TableName="counters",
+        Key={"day": "2026-11-21"},
+        UpdateExpression="ADD #n :one",
+        ConditionExpression="attribute_exists(#n)",
+        ExpressionAttributeNames={"#n": "orders"},
+        ExpressionAttributeValues={":one": 1},
+        change_id="order-1",
+        changes_attr="seen",
+        max_changes=100,
+    )
+    assert_type(applied, bool)
+    apply_once(client, TableName="counters", Key={"day": "1"}, UpdateExpression="ADD n :n", change_id=None)
+    apply_once(client, TableName="counters", Key={"day": "1"})  # type: ignore[call-arg]
+    apply_once(client, "counters", {"day": "1"}, "ADD n :n")  # type: ignore[call-arg]
+    apply_once(client, TableName="counters", Key={"day": "1"}, UpdateExpression="ADD n :n", change_id=1)  # type: ignore[arg-type]
+    apply_once(client, TableName="counters", Key={"day": "1"}, UpdateExpression="ADD n :n", max_changes="1")  # type: ignore[arg-type]
+
+
+def explain(canceled: IdempotencyTransactionCanceledError) -> None:
+    assert_type(canceled.reasons, tuple[CancellationReason, ...])
+    for reason in canceled.reasons:
+        assert_type(reason.action, str)
+        assert_type(reason.table_name, str)
+        assert_type(reason.code, str | None)
+        assert_type(reason.message, str)
+        assert_type(reason.item, dict[str, Any] | None)
+        reason.code = None  # type: ignore[misc]
+    IdempotencyTransactionCanceledError("m", "d", reasons=canceled.reasons)
+    IdempotencyTransactionCanceledError("m", reasons=["x"])  # type: ignore[arg-type]
+
+
 match charge.with_outcome({"id": 1}):
     case Executed(value, record):
         assert_type(value, Any)
@@ -423,6 +502,9 @@ except IdempotencyAlreadyInProgressError as in_progress:
     assert_type(in_progress.details, str | None)
 except IdempotencyLeaseLostError as lost:
     assert_type(lost.record, DataRecord | None)
+except IdempotencyTransactionCanceledError as not_written:
+    assert_type(not_written.message, str)
+    explain(not_written)
 
 
 def annotated(function: Idempotent[[int], str], async_function: AsyncIdempotent[[int], str]) -> None:

@@ -18,10 +18,14 @@ from persistence.exceptions import (
     IdempotencyItemNotFoundError,
     IdempotencyKeyError,
     IdempotencyLeaseLostError,
+    IdempotencyPersistenceConfigError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
+    IdempotencyTransactionCanceledError,
     IdempotencyValidationError,
 )
+from persistence.memory import InMemoryPersistenceLayer
+from persistence.transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,6 +209,164 @@ def test_a_result_that_cannot_be_loaded_now_is_a_failure_that_says_that_the_func
 def test_a_store_that_packs_nothing_cannot_load_what_another_has_packed(kind: Any) -> None:
     with pytest.raises(IdempotencyPersistenceLayerError, match="^Failed to load the stored result - .*Store packs no results"):
         use(kind(), "load", PACKED)
+
+
+# Transactions
+
+
+class CommittingStore(SyncStore):
+    def _begin_transaction(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_begin_transaction", args, kwargs)
+
+    def _commit_record(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_commit_record", args, kwargs)
+
+
+class AsyncCommittingStore(AsyncStore):
+    def _begin_transaction(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_begin_transaction", args, kwargs)
+
+    async def _commit_record(self, *args: Any, **kwargs: Any) -> Any:
+        return self.play("_commit_record", args, kwargs)
+
+
+COMMITTING_KINDS: list[Any] = [pytest.param(CommittingStore, id="sync"), pytest.param(AsyncCommittingStore, id="async")]
+WITH_AND_WITHOUT_RECORD = pytest.mark.parametrize("record", [DONE, None], ids=["with its record", "without a record"])
+#: Its key is not the record's, to show which of them is told.
+TX = Transaction(idempotency_key="fn#tx", own_table="t", own_key={"id": {"S": "fn#tx"}}, region="")
+
+
+def commit(store: Any, record: DataRecord | None) -> Any:
+    answer = store.commit(record, TX)
+    return asyncio.run(answer) if isinstance(store, AsyncBasePersistenceLayer) else answer
+
+
+@pytest.mark.parametrize("kind", COMMITTING_KINDS)
+def test_a_transaction_is_begun_by_its_hook_at_once(kind: Any) -> None:
+    """Even of an async store: nothing is sent."""
+    store = kind(_begin_transaction=TX)
+
+    assert store.begin("fn#1") is TX
+    assert store.calls == [("_begin_transaction", ("fn#1",), {})]
+
+
+@pytest.mark.parametrize("kind", COMMITTING_KINDS)
+def test_a_hook_that_cannot_begin_a_transaction_says_why_as_it_is(kind: Any) -> None:
+    why = IdempotencyPersistenceConfigError("strong")
+
+    with pytest.raises(IdempotencyPersistenceConfigError) as raised:
+        kind(_begin_transaction=why).begin("fn#1")
+    assert raised.value is why
+
+
+@pytest.mark.parametrize("kind", [*KINDS, pytest.param(InMemoryPersistenceLayer, id="memory")])
+def test_a_store_without_transactions_says_so_and_names_itself_and_one_that_has_them(kind: Any) -> None:
+    store = kind()
+
+    with pytest.raises(IdempotencyPersistenceConfigError) as raised:
+        store.begin("fn#1")
+    assert str(raised.value) == (
+        f"{kind.__name__} has no transactions; DynamoDBPersistenceLayer commits a record together with other writes"
+    )
+
+
+@pytest.mark.parametrize("kind", COMMITTING_KINDS)
+@pytest.mark.parametrize("answer", [None, {"ConsumedCapacity": []}])
+@WITH_AND_WITHOUT_RECORD
+def test_a_commit_calls_its_hook_once_with_the_documented_keywords_and_returns_nothing(
+    kind: Any, answer: object, record: DataRecord | None
+) -> None:
+    store = kind(_commit_record=answer)
+
+    assert commit(store, record) is None
+    assert store.calls == [("_commit_record", (), {"data_record": record, "transaction": TX})]
+
+
+@pytest.mark.parametrize("kind", COMMITTING_KINDS)
+@pytest.mark.parametrize(
+    "answer", [IdempotencyLeaseLostError("m", record=HELD), IdempotencyTransactionCanceledError("m")], ids=repr
+)
+@WITH_AND_WITHOUT_RECORD
+def test_a_commits_answer_to_the_library_is_passed_on_as_it_is(kind: Any, answer: Exception, record: DataRecord | None) -> None:
+    store = kind(_commit_record=answer)
+
+    with pytest.raises(type(answer)) as raised:
+        commit(store, record)
+    assert raised.value is answer
+    assert not hasattr(answer, "__notes__")
+
+
+@pytest.mark.parametrize("kind", COMMITTING_KINDS)
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        ConnectionError("reset"),
+        KeyError("x"),
+        IdempotencyPersistenceLayerError("m", "d"),
+        IdempotencyItemAlreadyExistsError("m"),
+        IdempotencyResultNotKeptError("m"),
+    ],
+    ids=repr,
+)
+@WITH_AND_WITHOUT_RECORD
+def test_a_failed_commit_is_translated_once_with_its_cause_and_the_key(
+    kind: Any, trouble: Exception, record: DataRecord | None
+) -> None:
+    store = kind(_commit_record=trouble)
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        commit(store, record)
+    error = raised.value
+    assert type(error) is IdempotencyPersistenceLayerError
+    assert error.args == ("Failed to commit the transaction in the idempotency store", trouble)
+    assert error.__cause__ is trouble
+    assert [note.startswith("Idempotency key: fn#tx. ") for note in error.__notes__] == [True]
+
+
+@pytest.mark.parametrize("kind", COMMITTING_KINDS)
+def test_who_gets_a_failed_commit_is_told_that_the_record_knows_what_became_of_it(kind: Any) -> None:
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        commit(kind(_commit_record=ConnectionError("reset")), DONE)
+    [note] = raised.value.__notes__
+    assert note == (
+        "Idempotency key: fn#tx. Retry the call: it returns the stored result if the transaction was written, "
+        "and runs the function again if not."
+    )
+
+
+@pytest.mark.parametrize("kind", COMMITTING_KINDS)
+def test_who_gets_a_failed_commit_without_a_record_is_told_that_nothing_knows_what_became_of_it(kind: Any) -> None:
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        commit(kind(_commit_record=ConnectionError("reset")), None)
+    [note] = raised.value.__notes__
+    assert note == (
+        "Idempotency key: fn#tx. The call has no record: whether its transaction was written is not known, "
+        "and a retry would write it again."
+    )
+
+
+@pytest.mark.parametrize("kind", COMMITTING_KINDS)
+def test_what_the_store_knows_of_a_failed_commit_is_said(kind: Any) -> None:
+    store = kind(_commit_record=ConnectionError("reset"))
+    store._explain = lambda error: f"It was {error}."
+
+    with pytest.raises(IdempotencyPersistenceLayerError, match=r" - \(reset It was reset\.\)\n"):
+        commit(store, DONE)
+
+
+@pytest.mark.parametrize("kind", COMMITTING_KINDS)
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, type("Suspended", (BaseException,), {})])
+def test_an_interruption_of_a_commit_is_no_failure_of_the_store(kind: Any, interruption: type[BaseException]) -> None:
+    store = kind(_commit_record=interruption)
+
+    with pytest.raises(interruption):
+        commit(store, DONE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_that_has_no_transactions_cannot_commit_another_stores(kind: Any) -> None:
+    with pytest.raises(IdempotencyPersistenceLayerError, match=r"^Failed to commit .*Store has no transactions\)\n"):
+        commit(kind(), DONE)
 
 
 # Answers

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import re
+from decimal import Decimal
 from itertools import product
 from typing import Any
 
 import pytest
 
-from persistence._dynamodb_items import ItemFormat
+from persistence._dynamodb_items import ItemFormat, item_bytes, value_bytes
 from persistence.datarecord import DataRecord, OffloadedResult
 
 NOW_MS = 1_800_000_000_250
@@ -242,27 +244,129 @@ def test_a_record_of_another_library_is_written_as_it_was_read() -> None:
     assert PLAIN.item(PLAIN.record(item)) == item
 
 
+NUMBER_77 = 2
+
+
 @pytest.mark.parametrize(
     ("result", "size"),
     [
         (RESULTS[0][0], len("data") + 8),
         (RESULTS[1][0], len("data") + 5),
-        (RESULTS[2][0], len("data") + 3 + (1 + 8 + 21) + (1 + 6 + 64) + (1 + 4 + 3)),
+        (RESULTS[2][0], len("data") + 3 + (1 + 8 + 21) + (1 + 6 + 64) + (1 + 4 + NUMBER_77)),
         (RESULTS[3][0], len("result_not_kept") + 1),
         (RESULTS[4][0], 0),
     ],
     ids=FORMS,
 )
 def test_the_size_of_an_item_counts_names_and_values(result: Any, size: int) -> None:
-    """By hand: of strings and binaries their bytes, of numbers a byte for two digits and two more, of maps 3."""
+    """By hand: of strings and binaries their bytes, of numbers a byte for two significant digits and one more, of maps 3."""
     record = DataRecord("fn#é", "COMPLETED", 1_800_003_600, **result)
-    rest = len("id") + 5 + len("status") + len("COMPLETED") + len("expiration") + 7
+    rest = len("id") + 5 + len("status") + len("COMPLETED") + len("expiration") + 5
 
     assert PLAIN.size(record) == rest + size
 
 
 def test_the_size_of_a_text_of_many_bytes_per_character_is_that_of_its_bytes() -> None:
     assert PLAIN.size(DONE.replace(response_data="é日")) - PLAIN.size(DONE.replace(response_data="é")) == 3
+
+
+#: Values and the bytes of each, by the rules that AWS documents, and as DynamoDB Local counts.
+#: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
+SIZES: list[tuple[dict[str, Any], int]] = [
+    ({"S": ""}, 0),
+    ({"S": "ab"}, 2),
+    ({"S": "é"}, 2),
+    ({"S": "日"}, 3),
+    ({"S": "a😀"}, 5),
+    ({"B": b""}, 0),
+    ({"B": b"\x00\xff"}, 2),
+    ({"B": bytearray(b"abc")}, 3),
+    ({"BOOL": True}, 1),
+    ({"BOOL": False}, 1),
+    ({"NULL": True}, 1),
+    ({"SS": ["a", "bc", "é"]}, 5),
+    ({"BS": [b"a", b"bc"]}, 3),
+    ({"L": []}, 3),
+    ({"L": [{"S": "ab"}]}, 3 + 1 + 2),
+    ({"L": [{"S": "ab"}, {"NULL": True}, {"BOOL": True}]}, 3 + 3 + 2 + 1 + 1),
+    ({"L": [{"L": [{"L": []}]}]}, 3 + 1 + 3 + 1 + 3),
+    ({"M": {}}, 3),
+    ({"M": {"ab": {"S": "c"}}}, 3 + 1 + 2 + 1),
+    ({"M": {"é": {"B": b"c"}, "": {"NULL": True}}}, 3 + 2 + 2 + 1 + 0 + 1),
+    ({"M": {"a": {"L": [{"M": {"b": {"SS": ["c"]}}}]}}}, 3 + (1 + 1) + 3 + 1 + 3 + (1 + 1) + 1),
+]
+
+
+@pytest.mark.parametrize(("value", "size"), SIZES, ids=repr)
+def test_the_size_of_a_value_of_every_type_is_the_documented_one(value: dict[str, Any], size: int) -> None:
+    assert value_bytes(value) == size
+
+
+@pytest.mark.parametrize(("value", "size"), SIZES, ids=repr)
+def test_an_attribute_has_the_bytes_of_its_name_besides(value: dict[str, Any], size: int) -> None:
+    assert item_bytes({"name": value}) == 4 + size
+    assert item_bytes({"é日": value, "": {"BOOL": True}, "n": value}) == 5 + size + 0 + 1 + 1 + size
+
+
+def test_no_attributes_have_no_bytes() -> None:
+    assert item_bytes({}) == 0
+
+
+#: Numbers and the bytes that DynamoDB Local counts for them, measured by the largest item that it takes.
+NUMBER_SIZES = {
+    "0": 1,
+    "1": 2,
+    "12": 2,
+    "123": 3,
+    "1234": 3,
+    "-1": 3,
+    "-12": 3,
+    "-123": 4,
+    "100": 2,
+    "101": 3,
+    "1000": 2,
+    "1010": 3,
+    "1.2": 3,
+    "1.23": 3,
+    "12.3": 3,
+    "0.1": 2,
+    "0.01": 2,
+    "1E+125": 2,
+    "1E-120": 2,
+    "9" * 38: 20,
+    "-" + "9" * 38: 21,
+}
+
+
+@pytest.mark.parametrize(("number", "size"), NUMBER_SIZES.items())
+def test_a_number_is_never_taken_for_smaller_than_it_is(number: str, size: int) -> None:
+    """A record that is believed to fit must fit."""
+    assert value_bytes({"N": number}) >= size
+    assert value_bytes({"NS": [number, number]}) == 2 * value_bytes({"N": number})
+
+
+def test_numbers_have_at_least_the_documented_bytes() -> None:
+    """A byte for two significant digits, without the zeros before and behind them, and one more."""
+    numbers = random.Random(20_261_121)
+    for _ in range(2_000):
+        digits = tuple(numbers.randrange(10) for _ in range(numbers.randint(1, 38)))
+        number = Decimal((numbers.randint(0, 1), digits, numbers.randint(-90, 80)))
+        significant = "".join(map(str, digits)).strip("0")
+
+        assert value_bytes({"N": str(number)}) >= 1 + (len(significant) + 1) // 2, number
+
+
+@pytest.mark.parametrize(("number", "size"), NUMBER_SIZES.items())
+def test_a_number_has_the_bytes_that_the_engine_counts(number: str, size: int) -> None:
+    """However it is written: a larger count would refuse items that DynamoDB takes."""
+    assert value_bytes({"N": number}) == size
+    assert value_bytes({"N": f"{number}0" if "." in number else number}) == size
+    assert value_bytes({"N": f"{Decimal(number):E}"}) == size
+
+
+@pytest.mark.parametrize("zero", ["0", "-0", "0.00", "0E+5", "000"])
+def test_zero_has_one_byte(zero: str) -> None:
+    assert value_bytes({"N": zero}) == 1
 
 
 def test_the_names_of_all_attributes_are_known() -> None:
@@ -421,6 +525,54 @@ def test_a_completion_is_the_owners() -> None:
     }
 
 
+def test_a_commit_is_the_owners_and_of_an_unfinished_record() -> None:
+    assert PLAIN.commit(DONE) == {
+        "Key": {"id": {"S": "fn#1"}},
+        "UpdateExpression": "SET #response_data = :response_data, #expiry = :expiry, #status = :status, "
+        "#validation_key = :validation_key",
+        "ConditionExpression": "#owner_token = :owner_token AND #status = :inprogress",
+        "ExpressionAttributeNames": {
+            "#response_data": "data",
+            "#expiry": "expiration",
+            "#status": "status",
+            "#validation_key": "validation",
+            "#owner_token": "owner_token",
+        },
+        "ExpressionAttributeValues": {
+            ":response_data": {"S": '{"a": 1}'},
+            ":expiry": {"N": "1800003600"},
+            ":status": {"S": "COMPLETED"},
+            ":validation_key": {"S": "hash"},
+            ":owner_token": {"S": "token"},
+            ":inprogress": {"S": "INPROGRESS"},
+        },
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }
+
+
+@IN_EVERY_FORM
+@pytest.mark.parametrize("layout", [PLAIN, COMPOSITE], ids=["plain", "composite"])
+def test_a_commit_writes_what_a_completion_writes_and_demands_more(layout: ItemFormat, result: Any, attribute: Any) -> None:
+    """The very condition of a release, so that of a commit and a release one is refused."""
+    record = DONE.replace(**{"response_data": "", **result})
+
+    commit, complete = layout.commit(record), layout.complete(record)
+
+    inprogress = commit["ExpressionAttributeValues"].pop(":inprogress")
+    assert inprogress == {"S": "INPROGRESS"}
+    condition = commit.pop("ConditionExpression")
+    assert condition == f"{complete.pop('ConditionExpression')} AND #status = :inprogress"
+    assert commit == complete
+    assert condition == layout.release(record)["ConditionExpression"]
+
+
+def test_a_commit_without_a_token_leaves_every_record_alone_that_has_one_and_every_finished_one() -> None:
+    request = PLAIN.commit(DONE.replace(owner_token="", payload_hash=""))
+
+    assert request["ConditionExpression"] == "attribute_not_exists(#owner_token) AND #status = :inprogress"
+    assert set(request["ExpressionAttributeValues"]) == {":response_data", ":expiry", ":status", ":inprogress"}
+
+
 @pytest.mark.parametrize(
     ("changes", "result"),
     [({}, {"data": {"S": '{"a": 1}'}}), ({"result_kept": False, "response_data": ""}, {"result_not_kept": {"BOOL": True}})],
@@ -511,6 +663,10 @@ EVERY_REQUEST = [
         "complete": [
             DONE.replace(owner_token=token, payload_hash=payload_hash, result_kept=kept)
             for token, payload_hash, kept in product(["token", ""], ["hash", ""], [True, False])
+        ],
+        "commit": [
+            DONE.replace(owner_token=token, payload_hash=payload_hash, packed_result=packed)
+            for token, payload_hash, packed in product(["token", ""], ["hash", ""], [None, b"packed"])
         ],
         "renew": [OFFER, OFFER.replace(owner_token="")],
         "release": [OFFER, FOREIGN],

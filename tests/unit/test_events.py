@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from idempotency.events import Claimed, Event, notify
+from idempotency.events import Claimed, Event, Uncommitted, notify
 
 EVENT = Claimed(key="fn#1", at_ms=5, generation=1)
 
@@ -58,3 +58,11 @@ def test_every_event_names_its_key_and_its_time_and_cannot_be_changed(kind: type
         event.key = "other"
     assert event == kind(**dict.fromkeys(names, "x"))
     assert "payload" not in names
+
+
+def test_a_canceled_transaction_is_told_by_its_generation_and_the_services_reasons_and_no_item() -> None:
+    event = Uncommitted(key="fn#1", at_ms=5, generation=2, reasons=("ConditionalCheckFailed",))
+
+    assert [field.name for field in fields(event)] == ["key", "at_ms", "generation", "reasons"]
+    assert repr(event) == "Uncommitted(key='fn#1', at_ms=5, generation=2, reasons=('ConditionalCheckFailed',))"
+    assert Uncommitted in get_args(Event)

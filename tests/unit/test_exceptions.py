@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ from persistence.exceptions import (
     IdempotencyOrphanedError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
+    IdempotencyTransactionCanceledError,
 )
+from persistence.transaction import CancellationReason
 
 POWERTOOLS_NAMES = [
     "IdempotencyAlreadyInProgressError",
@@ -42,6 +45,7 @@ OWN = {
     IdempotencyBulkIncompleteError: IdempotencyPersistenceLayerError,
     IdempotencyLeaseLostError: IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError: IdempotencyPersistenceLayerError,
+    IdempotencyTransactionCanceledError: IdempotencyPersistenceLayerError,
     IdempotencyOrphanedError: IdempotencyAlreadyInProgressError,
 }
 EVERY_ERROR: list[type[BaseError]] = [BaseError, *(getattr(exceptions, name) for name in POWERTOOLS_NAMES), *OWN]
@@ -59,7 +63,7 @@ def test_each_of_the_thirteen_known_errors_is_a_direct_child_of_the_root(name: s
     assert getattr(exceptions, name).__bases__ == (BaseError,)
 
 
-def test_there_are_thirteen_known_errors_and_four_of_our_own() -> None:
+def test_there_are_thirteen_known_errors_and_five_of_our_own() -> None:
     defined = {
         name for name, value in vars(exceptions).items() if isinstance(value, type) and value.__module__ == exceptions.__name__
     }
@@ -154,3 +158,29 @@ def test_a_refusal_shows_the_record_that_holds_the_key_but_not_its_result(args: 
 
     assert str(error) == text
     assert "secret" not in str(error)
+
+
+REASONS = (
+    CancellationReason("put", "orders", None),
+    CancellationReason("update", "stock", "ConditionalCheckFailed", "failed", {"id": "secret", "n": Decimal("1.5")}),
+)
+
+
+@pytest.mark.parametrize("args", [(), ("m",), ("m", "d"), ("m", ValueError("v"))])
+def test_a_canceled_transaction_keeps_its_reasons_when_pickled_and_copied(args: tuple[Any, ...]) -> None:
+    raised = IdempotencyTransactionCanceledError(*args, reasons=REASONS)
+
+    for twin in (pickle.loads(pickle.dumps(raised)), copy.copy(raised), copy.deepcopy(raised)):
+        assert twin.reasons == REASONS
+        assert str(twin) == str(raised)
+        assert [repr(arg) for arg in twin.args] == [repr(arg) for arg in args]
+
+
+def test_a_canceled_transaction_of_which_no_action_is_to_blame_has_no_reasons() -> None:
+    assert IdempotencyTransactionCanceledError("m").reasons == ()
+
+
+def test_a_canceled_transactions_texts_do_not_show_the_items_of_its_reasons() -> None:
+    raised = IdempotencyTransactionCanceledError("m", "d", reasons=REASONS)
+
+    assert "secret" not in f"{raised} {raised!r} {raised.reasons}"

@@ -15,6 +15,7 @@ from idempotency.execution import (
     NEVER_SECONDS,
     STORED,
     Claim,
+    Commit,
     Complete,
     Executed,
     Failed,
@@ -35,6 +36,7 @@ from idempotency.execution import (
     Returned,
     Run,
     Unanswered,
+    Uncommitted,
     Unloadable,
     Unstorable,
     Verdict,
@@ -51,8 +53,10 @@ from persistence.exceptions import (
     IdempotencyOrphanedError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
+    IdempotencyTransactionCanceledError,
     IdempotencyValidationError,
 )
+from persistence.transaction import CancellationReason
 
 if TYPE_CHECKING:
     from idempotency.execution import Effect, Outcome, Reply, Steps
@@ -820,7 +824,7 @@ def test_what_no_waiting_can_change_is_not_waited_for(plan: Plan, existing: Data
 
 @pytest.mark.parametrize("fetched", [False, True], ids=["shown by the refusal", "fetched"])
 def test_a_late_success_gives_its_caller_the_winners_result(fetched: bool) -> None:
-    found: list[tuple[Effect, Reply]] = [(Fetch(), Found(DONE, NOW_MS + 900))] if fetched else []
+    found: list[tuple[Effect, Reply]] = [(Fetch(has_run=True), Found(DONE, NOW_MS + 900))] if fetched else []
     at_ms = NOW_MS + 900 if fetched else NOW_MS + 600
 
     outcome = play(
@@ -875,7 +879,7 @@ def test_a_late_success_whose_winner_has_vanished_is_an_error_without_a_record()
         told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
         (Run(GRANTED), RETURNED),
         (Complete(COMPLETED), Fenced(None, NOW_MS + 600)),
-        (Fetch(), Found(None, NOW_MS + 700)),
+        (Fetch(has_run=True), Found(None, NOW_MS + 700)),
         told(events.LeaseLost(key="fn#1", at_ms=NOW_MS + 700, generation=3, winner_holder="")),
     )
 
@@ -980,6 +984,245 @@ def test_a_late_success_whose_winners_result_cannot_be_loaded_is_told_of_the_los
     assert rejection(outcome, IdempotencyLeaseLostError).record is PACKED
 
 
+# The function has writes of its own
+
+#: The state machine only hands it on.
+WRITES: Any = "the transaction"
+RETURNED_WITH_WRITES = Returned("value", '"value"', NOW_MS + 500, WRITES)
+COMMIT = Commit(COMPLETED, WRITES)
+OUR_RESULT = COMPLETED.replace(deadline_ms=None)
+NOTHING_WRITTEN = "The claim was released: nothing of the transaction was written."
+ENDED = Granted(GRANTED, NOW_MS), RETURNED_WITH_WRITES
+
+
+def canceled(*codes: str | None) -> IdempotencyTransactionCanceledError:
+    reasons = tuple(CancellationReason("put", "orders", code) for code in codes)
+    error = IdempotencyTransactionCanceledError("canceled", reasons=reasons)
+    error.__cause__ = OSError("the service's")
+    return error
+
+
+def unanswered() -> IdempotencyPersistenceLayerError:
+    return IdempotencyPersistenceLayerError("Failed to commit the transaction", "timeout")
+
+
+def withdrawing(error: BaseError, *reasons: str) -> list[tuple[Effect, Reply]]:
+    """An observed call up to the release of a claim whose transaction is not known to be written."""
+    return [
+        (Claim(None), ENDED[0]),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), ENDED[1]),
+        (COMMIT, Uncommitted(error, NOW_MS + 600)),
+        told(events.Uncommitted(key="fn#1", at_ms=NOW_MS + 600, generation=3, reasons=reasons)),
+    ]
+
+
+def test_a_result_with_writes_is_committed_together_with_them() -> None:
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), ENDED[0]),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), ENDED[1]),
+        (COMMIT, STORED),
+        told(events.Completed(key="fn#1", at_ms=NOW_MS + 500, generation=3)),
+    )
+
+    assert outcome == Executed("value", COMPLETED)
+
+
+def test_an_unobserved_commit_asks_for_nothing_else() -> None:
+    outcome = play(execution(PLAN), GRANT, (Run(GRANTED), ENDED[1]), (COMMIT, STORED))
+
+    assert outcome == Executed("value", COMPLETED)
+
+
+@pytest.mark.parametrize(
+    ("error", "reasons"),
+    [
+        (canceled(None, "ConditionalCheckFailed", "TransactionConflict"), ("ConditionalCheckFailed", "TransactionConflict")),
+        (canceled(), ()),
+        (unanswered(), ()),
+    ],
+    ids=["canceled", "not sent", "unanswered"],
+)
+def test_what_is_not_known_to_be_committed_is_withdrawn_and_its_error_is_the_callers(
+    error: BaseError, reasons: tuple[str, ...]
+) -> None:
+    outcome = play(
+        execution(OBSERVED),
+        *withdrawing(error, *reasons),
+        (Release(GRANTED), STORED),
+        told(events.Released(key="fn#1", at_ms=NOW_MS + 600, generation=3)),
+    )
+
+    assert outcome == Rejected(error, error.__cause__)
+    assert error.__notes__ == [NOTHING_WRITTEN]
+
+
+def test_an_unobserved_withdrawal_asks_for_nothing_but_the_release() -> None:
+    error = canceled()
+
+    outcome = play(
+        execution(PLAN), GRANT, (Run(GRANTED), ENDED[1]), (COMMIT, Uncommitted(error, NOW_MS)), (Release(GRANTED), STORED)
+    )
+
+    assert outcome == Rejected(error, error.__cause__)
+
+
+def test_a_withdrawal_that_is_not_answered_leaves_it_to_the_lease_and_says_so() -> None:
+    error = unanswered()
+
+    outcome = play(
+        execution(OBSERVED),
+        *withdrawing(error),
+        (Release(GRANTED), Unanswered(OSError("timeout"), NOW_MS + 700)),
+        told(events.Released(key="fn#1", at_ms=NOW_MS + 700, generation=3, error="OSError")),
+    )
+
+    assert outcome == Rejected(error, None)
+    assert error.__notes__ == ["Besides, the claim of idempotency key fn#1 could not be released: timeout"]
+
+
+@pytest.mark.parametrize("error", [unanswered(), canceled("ConditionalCheckFailed")], ids=["unanswered", "canceled"])
+def test_a_release_that_meets_our_own_result_means_that_the_transaction_was_committed(error: BaseError) -> None:
+    reasons = [reason.code for reason in getattr(error, "reasons", ())]
+
+    outcome = play(
+        execution(OBSERVED),
+        *withdrawing(error, *reasons),
+        (Release(GRANTED), Fenced(OUR_RESULT, NOW_MS + 700)),
+        told(events.Completed(key="fn#1", at_ms=NOW_MS + 700, generation=3)),
+    )
+
+    assert outcome == Executed("value", COMPLETED)
+
+
+def test_a_commit_that_is_refused_by_our_own_result_was_made_by_an_earlier_try() -> None:
+    outcome = play(execution(PLAN), GRANT, (Run(GRANTED), ENDED[1]), (COMMIT, Fenced(OUR_RESULT, NOW_MS + 700)))
+
+    assert outcome == Executed("value", COMPLETED)
+
+
+@pytest.mark.parametrize("withdrawn", [False, True], ids=["at the commit", "at the release"])
+@pytest.mark.parametrize(
+    ("stored", "script"),
+    [
+        (OUR_RESULT, []),
+        (OUR_RESULT.replace(packed_result=b"packed"), [(Load(OUR_RESULT.replace(packed_result=b"packed")), Loaded(OUR_RESULT))]),
+    ],
+    ids=["plain", "packed"],
+)
+def test_an_execution_that_outlives_its_call_gives_what_is_stored_perhaps_by_another_process(
+    withdrawn: bool, stored: DataRecord, script: list[tuple[Effect, Reply]]
+) -> None:
+    fenced = Fenced(stored, NOW_MS + 700)
+    ways = {False: [(COMMIT, fenced)], True: [(COMMIT, Uncommitted(unanswered(), NOW_MS)), (Release(GRANTED), fenced)]}
+
+    outcome = play(execution(PLAN._replace(outlives_call=True)), GRANT, (Run(GRANTED), ENDED[1]), *ways[withdrawn], *script)
+
+    assert outcome == Replayed(None, OUR_RESULT)
+
+
+def test_a_stored_result_of_another_process_that_cannot_be_loaded_is_its_error() -> None:
+    stored = OUR_RESULT.replace(packed_result=b"packed")
+
+    outcome = play(
+        execution(PLAN._replace(outlives_call=True)),
+        GRANT,
+        (Run(GRANTED), ENDED[1]),
+        (COMMIT, Fenced(stored, NOW_MS)),
+        (Load(stored), Unloadable(DOWN)),
+    )
+
+    assert outcome == Rejected(DOWN, DOWN.__cause__)
+
+
+@pytest.mark.parametrize("withdrawn", [False, True], ids=["at the commit", "at the release"])
+@pytest.mark.parametrize("fetched", [False, True], ids=["shown", "fetched"])
+def test_a_commit_that_comes_too_late_gives_its_caller_the_winners_result(withdrawn: bool, fetched: bool) -> None:
+    fenced = Fenced(None if fetched else DONE, NOW_MS + 700)
+    ways = {False: [(COMMIT, fenced)], True: [(COMMIT, Uncommitted(unanswered(), NOW_MS)), (Release(GRANTED), fenced)]}
+
+    outcome = play(
+        execution(PLAN),
+        GRANT,
+        (Run(GRANTED), ENDED[1]),
+        *ways[withdrawn],
+        *([(Fetch(has_run=True), Found(DONE, NOW_MS + 800))] if fetched else []),
+    )
+
+    assert outcome == Replayed(None, DONE)
+
+
+LOST = "its lease had ended and another attempt owns idempotency key fn#1"
+
+
+@pytest.mark.parametrize(
+    ("existing", "winner", "loss", "retry"),
+    [
+        (RUNNING, "request-theirs", LOST, "Retry the call to get that attempt's result"),
+        (None, "", "it no longer holds idempotency key fn#1", "Retry the call"),
+    ],
+    ids=["running", "gone"],
+)
+def test_a_commit_that_comes_too_late_for_a_result_says_that_nothing_was_written(
+    existing: DataRecord | None, winner: str, loss: str, retry: str
+) -> None:
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), ENDED[0]),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), ENDED[1]),
+        (COMMIT, Fenced(None, NOW_MS + 600)),
+        (Fetch(has_run=True), Found(existing, NOW_MS + 700)),
+        told(events.LeaseLost(key="fn#1", at_ms=NOW_MS + 700, generation=3, winner_holder=winner)),
+    )
+
+    error = rejection(outcome, IdempotencyLeaseLostError)
+    assert str(error) == f"The function ran, but {loss}. Nothing of its transaction was written. {retry}"
+    assert error.record is existing
+
+
+@pytest.mark.parametrize(
+    "existing", [OURS, OUR_RESULT.replace(owner_token="theirs")], ids=["ours, unfinished", "another's result"]
+)
+def test_only_our_own_completed_record_means_that_our_transaction_was_committed(existing: DataRecord) -> None:
+    outcome = play(execution(PLAN), GRANT, (Run(GRANTED), ENDED[1]), (COMMIT, Fenced(existing, NOW_MS + 700)))
+
+    assert not isinstance(outcome, Executed)
+
+
+def test_a_result_that_cannot_be_serialized_cancels_the_transaction_and_frees_the_key() -> None:
+    """Unlike without one: no effect has happened yet, as far as the transaction goes."""
+    error = TypeError("a set")
+
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), ENDED[0]),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), Unstorable(error, NOW_MS + 500, WRITES)),
+        told(events.Uncommitted(key="fn#1", at_ms=NOW_MS + 500, generation=3, reasons=())),
+        (Release(GRANTED), STORED),
+        told(events.Released(key="fn#1", at_ms=NOW_MS + 500, generation=3)),
+    )
+
+    raised = rejection(outcome, IdempotencyTransactionCanceledError)
+    assert str(raised) == ("The result of idempotency key fn#1 cannot be stored, so its transaction was not sent - (TypeError)")
+    assert outcome == Rejected(raised, error)
+
+
+def test_our_own_result_cannot_excuse_a_transaction_that_was_never_sent() -> None:
+    """Nobody else can have written it, except another process of a durable execution: its result is what stands."""
+    outcome = play(
+        execution(PLAN),
+        GRANT,
+        (Run(GRANTED), Unstorable(TypeError("a set"), NOW_MS + 500, WRITES)),
+        (Release(GRANTED), Fenced(OUR_RESULT, NOW_MS + 700)),
+    )
+
+    assert outcome == Replayed(None, OUR_RESULT)
+
+
 # Another Region's write
 
 HERE = GRANTED.replace(region="us-east-1")
@@ -1016,7 +1259,7 @@ def test_a_lost_lease_is_a_replication_conflict_if_both_regions_are_known_and_di
     end: list[tuple[Effect, Reply]] = [(Run(granted), Raised(error, NOW_MS + 500)), (Release(granted), fenced)]
     if ending == "success":
         end = [(Run(granted), RETURNED), (Complete(COMPLETED.replace(region=region)), fenced)]
-        end += [] if winner else [(Fetch(), Found(None, NOW_MS + 600))]
+        end += [] if winner else [(Fetch(has_run=True), Found(None, NOW_MS + 600))]
     holder = winner.holder if winner else ""
 
     play(
@@ -1038,7 +1281,7 @@ def test_a_winner_of_another_region_that_is_only_fetched_is_a_replication_confli
         told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
         (Run(HERE), RETURNED),
         (Complete(COMPLETED.replace(region="us-east-1")), Fenced(None, NOW_MS + 500)),
-        (Fetch(), Found(winner, NOW_MS + 600)),
+        (Fetch(has_run=True), Found(winner, NOW_MS + 600)),
         told(events.LeaseLost(key="fn#1", at_ms=NOW_MS + 600, generation=3, winner_holder="request-theirs")),
         told(CONFLICT),
     )
@@ -1232,8 +1475,10 @@ RAN = (Run(GRANTED), RETURNED)
         ([GRANT, (Run(GRANTED), Raised(ValueError(), NOW_MS))], Refused(DONE, NOW_MS)),
         ([(Claim(None), Refused(PACKED, NOW_MS))], STORED),
         ([GRANT, RAN, (Complete(COMPLETED), Fenced(PACKED, NOW_MS))], Found(DONE, NOW_MS)),
+        ([GRANT, (Run(GRANTED), RETURNED_WITH_WRITES)], Found(DONE, NOW_MS)),
+        ([GRANT, (Run(GRANTED), Unstorable(TypeError(), NOW_MS, WRITES))], Found(DONE, NOW_MS)),
     ],
-    ids=["claim", "run", "complete", "fetch", "complete without result", "release", "load", "load the winner's"],
+    ids=["claim", "run", "complete", "fetch", "not kept", "release", "load", "load the winner's", "commit", "withdraw"],
 )
 def test_a_reply_that_does_not_belong_to_the_effect_is_a_mistake_of_the_driver(
     script: list[tuple[Effect, Reply]], nonsense: Reply

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from persistence._retries import (
     UNKNOWN,
     Retries,
     UnreadableAnswerError,
+    cancellation_reasons,
     error_code,
     hides_tries,
     is_busy,
@@ -31,6 +33,7 @@ from persistence._retries import (
     is_throttle,
     is_unknown,
     is_unreadable,
+    refusing_item,
     retry_after_ms,
     throttling_reasons,
 )
@@ -45,6 +48,14 @@ def answered(code: str, status: int = 400, retries: int = 0) -> sdk.ClientError:
 
 URL = "https://dynamodb.eu-central-1.amazonaws.com/"
 
+
+def canceled(*codes: str | None, retries: int = 0) -> sdk.ClientError:
+    """A transaction of which nothing was applied, with the reason of each action."""
+    error = answered("TransactionCanceledException", retries=retries)
+    error.response["CancellationReasons"] = [{} if code is None else {"Code": code} for code in codes]
+    return error
+
+
 #: The service refused the request for now, and did not apply it.
 REFUSED_FOR_NOW: list[Exception] = [
     answered("ProvisionedThroughputExceededException"),
@@ -54,6 +65,8 @@ REFUSED_FOR_NOW: list[Exception] = [
     answered("RequestLimitExceeded"),
     answered("TransactionConflictException"),
     answered("ReplicatedWriteConflictException"),
+    canceled("TransactionConflict"),
+    canceled("None", "TransactionConflict", "ProvisionedThroughputExceeded", "ThrottlingError"),
 ]
 #: The request never left: no connection came about.
 NOT_SENT: list[Exception] = [
@@ -96,6 +109,11 @@ DEFINITE: list[Exception] = [
     answered("ExpiredTokenException"),
     answered("UnrecognizedClientException"),
     answered("TransactionCanceledException"),
+    canceled(),
+    canceled("None"),
+    canceled("ConditionalCheckFailed"),
+    canceled("TransactionConflict", "ConditionalCheckFailed"),
+    answered("IdempotentParameterMismatchException"),
     answered("ItemCollectionSizeLimitExceededException"),
     answered("SomethingNew", 499),
     answered("", 400),
@@ -183,6 +201,23 @@ def test_a_failed_condition_is_told_from_every_other_error() -> None:
     assert not any(is_refusal(error) for error in others)
 
 
+@pytest.mark.parametrize(
+    ("code", "response", "item"),
+    [
+        ("ConditionalCheckFailedException", {"Item": {"id": {"S": "a"}}}, {"id": {"S": "a"}}),
+        ("ConditionalCheckFailedException", {"Item": {}}, {}),
+        ("ConditionalCheckFailedException", {"Item": None}, {}),
+        ("ConditionalCheckFailedException", {}, {}),
+        ("ValidationException", {"Item": {"id": {"S": "a"}}}, None),
+    ],
+)
+def test_a_failed_condition_is_known_by_its_item_even_if_there_is_none(code: str, response: Any, item: Any) -> None:
+    error = answered(code)
+    error.response.update(response)
+
+    assert refusing_item(error) == item
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()], ids=repr)
 def test_an_interruption_is_never_held_back(error: BaseException, clock: FakeClock) -> None:
     def send() -> None:
@@ -227,6 +262,97 @@ def test_an_error_without_a_code_has_an_empty_one(error: Exception) -> None:
 )
 def test_a_definite_answer_to_a_repetition_by_the_client_itself_is_told_from_a_first_one(error: Exception, hidden: bool) -> None:
     assert hides_tries(error) is hidden
+
+
+# Canceled transactions
+
+
+#: The service's words for why an action was canceled: whether "not now", and whether "too much".
+#: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html
+ACTION_CODES: dict[str | None, tuple[bool, bool]] = {
+    "TransactionConflict": (True, False),
+    "ProvisionedThroughputExceeded": (True, True),
+    "ThrottlingError": (True, True),
+    "ConditionalCheckFailed": (False, False),
+    "ItemCollectionSizeLimitExceeded": (False, False),
+    "ValidationError": (False, False),
+    "DuplicateItem": (False, False),
+    "AccessDenied": (False, False),
+    "SomethingNew": (False, False),
+}
+BLAMELESS_CODES: list[str | None] = ["None", None]
+
+
+@pytest.mark.parametrize("blameless", BLAMELESS_CODES)
+@pytest.mark.parametrize(("one", "other"), [*product(ACTION_CODES, ACTION_CODES)])
+def test_a_canceled_transaction_is_for_now_if_every_action_to_blame_is(one: str, other: str, blameless: str | None) -> None:
+    """One definite reason is enough: the repetition would fail for it."""
+    error = canceled(blameless, one, blameless, other)
+
+    assert is_busy(error) is (ACTION_CODES[one][0] and ACTION_CODES[other][0])
+    assert not is_unknown(error)
+    assert not is_refusal(error)
+
+
+@pytest.mark.parametrize("blameless", BLAMELESS_CODES)
+@pytest.mark.parametrize(("one", "other"), [*product(ACTION_CODES, ACTION_CODES)])
+def test_a_canceled_transaction_is_throttled_if_any_action_is(one: str, other: str, blameless: str | None) -> None:
+    assert is_throttle(canceled(one, blameless, other)) is (ACTION_CODES[one][1] or ACTION_CODES[other][1])
+
+
+@pytest.mark.parametrize("codes", [[], ["None"], [None], ["None", None]])
+def test_a_canceled_transaction_that_blames_nothing_is_a_definite_answer(codes: list[str | None]) -> None:
+    """Nobody knows what a repetition would be good for."""
+    assert not is_busy(canceled(*codes))
+    assert not is_throttle(canceled(*codes))
+
+
+def test_the_words_for_an_action_are_none_for_a_request_and_the_other_way_round() -> None:
+    assert not is_busy(answered("ThrottlingError"))
+    assert not is_throttle(answered("ThrottlingError"))
+    assert not is_busy(answered("TransactionConflict"))
+    assert not is_busy(canceled("ThrottlingException"))
+    assert not is_throttle(canceled("ThrottlingException"))
+
+
+def test_the_reasons_of_a_canceled_transaction_are_the_services_in_its_order() -> None:
+    reasons = [{"Code": "None"}, {"Code": "ConditionalCheckFailed", "Message": "m", "Item": {"id": {"S": "a"}}}]
+    error = answered("TransactionCanceledException")
+    error.response["CancellationReasons"] = reasons
+
+    assert cancellation_reasons(error) == reasons
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered("TransactionCanceledException"),
+        type(
+            "Odd", (Exception,), {"response": {"Error": {"Code": "TransactionCanceledException"}, "CancellationReasons": None}}
+        )(),
+        ValueError("no response"),
+    ],
+    ids=["absent", "none", "another"],
+)
+def test_an_error_without_reasons_has_none(error: Exception) -> None:
+    assert cancellation_reasons(error) == []
+
+
+def test_the_reasons_of_another_error_are_no_cancellation() -> None:
+    error = canceled("TransactionConflict")
+    error.response["Error"]["Code"] = "ValidationException"
+
+    assert cancellation_reasons(error) == []
+    assert not is_busy(error)
+
+
+def test_a_cancellation_after_a_hidden_try_leaves_the_outcome_unknown(clock: FakeClock) -> None:
+    """The first try may have been applied, and the second refused because of it."""
+    retries = retrying(clock)
+
+    with pytest.raises(sdk.ClientError):
+        retries.call(sender(canceled("ConditionalCheckFailed", retries=1)))
+    assert retries.outcome_unknown
 
 
 # What is remembered of it
@@ -509,6 +635,16 @@ def test_throttles_leave_one_notice_with_their_number_and_each_reason_once(clock
     assert notices == [Throttling("PutItem", 4, (HOT, ACCOUNT))]
 
 
+def test_a_transaction_that_was_throttled_leaves_a_notice_and_one_in_conflict_does_not(
+    clock: FakeClock, notices: list[Throttling]
+) -> None:
+    busy = [canceled("ThrottlingError"), canceled("TransactionConflict"), canceled("None", "ProvisionedThroughputExceeded")]
+
+    retrying(clock).call(sender(*busy, "done"))
+
+    assert notices == [Throttling("UpdateItem", 2, ())]
+
+
 @pytest.mark.parametrize(
     "last", ["done", answered("ConditionalCheckFailedException"), throttled(HOT), OUTCOME_UNKNOWN[0]], ids=str
 )
@@ -530,7 +666,17 @@ def test_an_interruption_after_a_throttle_tells_of_the_throttle(clock: FakeClock
     assert notices == [Throttling("PutItem", 1, (HOT,))]
 
 
-@pytest.mark.parametrize("error", [REFUSED_FOR_NOW[-1], REFUSED_FOR_NOW[-2], *NOT_SENT[:1], *OUTCOME_UNKNOWN[:1]], ids=name_of)
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered("ReplicatedWriteConflictException"),
+        answered("TransactionConflictException"),
+        canceled("TransactionConflict"),
+        *NOT_SENT[:1],
+        *OUTCOME_UNKNOWN[:1],
+    ],
+    ids=name_of,
+)
 def test_a_trouble_that_is_no_throttle_leaves_no_notice(clock: FakeClock, notices: list[Throttling], error: Exception) -> None:
     retrying(clock).call(sender(error, "done"))
 

@@ -14,9 +14,16 @@ from doubles import START_MS, FakeClock
 
 from persistence.base import BasePersistenceLayer
 from persistence.datarecord import DataRecord
-from persistence.exceptions import IdempotencyItemAlreadyExistsError, IdempotencyLeaseLostError, IdempotencyPersistenceLayerError
+from persistence.exceptions import (
+    IdempotencyItemAlreadyExistsError,
+    IdempotencyLeaseLostError,
+    IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceLayerError,
+    IdempotencyTransactionCanceledError,
+)
 from persistence.memory import InMemoryPersistenceLayer
 from persistence.threaded import WORKERS, ThreadedPersistenceLayer
+from persistence.transaction import Transaction
 
 OFFER = DataRecord("fn#1", "INPROGRESS", START_MS // 1000 + 60, START_MS + 1_000, owner_token="a", generation=1)
 DONE = OFFER.replace(status="COMPLETED", response_data='"result"')
@@ -106,6 +113,64 @@ def test_a_failure_in_the_thread_is_translated_once() -> None:
         asyncio.run(store.claim(OFFER))
     assert str(raised.value) == "Failed to save in progress record to idempotency store - (reset)"
     assert raised.value.__cause__ is trouble
+
+
+TX = Transaction(idempotency_key="fn#1", own_table="t", own_key={"id": {"S": "fn#1"}}, region="")
+
+
+class Committing(Recording):
+    def _begin_transaction(self, idempotency_key: str) -> Transaction:
+        self.note("_begin_transaction", idempotency_key=idempotency_key)
+        return TX
+
+    def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
+        self.note("_commit_record", data_record=data_record, transaction=transaction)
+
+
+@pytest.mark.parametrize("record", [DONE, None])
+def test_a_transaction_is_committed_in_a_worker_thread_in_the_callers_context(record: DataRecord | None) -> None:
+    wrapped = Committing()
+    store = ThreadedPersistenceLayer(wrapped)
+
+    async def story() -> None:
+        caller.set("story")
+        await store.commit(record, TX)
+
+    asyncio.run(story())
+
+    assert wrapped.seen == [("_commit_record", {"data_record": record, "transaction": TX})]
+    assert all(name.startswith("idempotency-store") for name in wrapped.threads)
+    assert wrapped.callers == {"story"}
+
+
+def test_a_transaction_is_begun_where_it_is_asked_for_because_nothing_is_sent() -> None:
+    wrapped = Committing()
+
+    assert ThreadedPersistenceLayer(wrapped).begin("fn#1") is TX
+    assert wrapped.seen == [("_begin_transaction", {"idempotency_key": "fn#1"})]
+    assert wrapped.threads == {threading.current_thread().name}
+
+
+def test_a_wrapped_store_without_transactions_says_so_under_its_own_name() -> None:
+    store = ThreadedPersistenceLayer(InMemoryPersistenceLayer())
+
+    with pytest.raises(IdempotencyPersistenceConfigError, match="^InMemoryPersistenceLayer has no transactions; "):
+        store.begin("fn#1")
+
+
+@pytest.mark.parametrize(
+    "answer", [IdempotencyTransactionCanceledError("canceled"), IdempotencyLeaseLostError("lost", record=OFFER)], ids=repr
+)
+def test_a_commits_answer_comes_out_of_the_thread_as_it_is(answer: Exception) -> None:
+    class Answering(Recording):
+        def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
+            raise answer
+
+    committing = ThreadedPersistenceLayer(Answering()).commit(DONE, TX)
+
+    with pytest.raises(type(answer)) as raised:
+        asyncio.run(committing)
+    assert raised.value is answer
 
 
 @pytest.mark.parametrize("supports_leases", [True, False])
