@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from hashlib import md5
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, RLock, Thread
@@ -34,6 +35,10 @@ class Harm(Enum):
     THROTTLE = auto()  # not applied; answered 400
     DELAY = auto()  # the connection closes without an answer; applied when it is released
     HOLD = auto()  # neither answered nor closed; applied and answered when it is released
+    DUPLICATE = auto()  # applied and answered; applied once more when its copy is released
+    CONFLICT = auto()  # not applied; answered 400, because a transaction on the item is under way
+    IN_PROGRESS_AFTER = auto()  # a transaction, applied; answered 400, because another copy of it is under way
+    IN_PROGRESS_BEFORE = auto()  # the same, not applied
 
 
 #: Harms after which the client does not know that its request was applied.
@@ -45,7 +50,13 @@ HELD: Final = frozenset({Harm.DELAY, Harm.HOLD})
 
 _CLOSING: Final = frozenset({Harm.LOSE_ANSWER, Harm.LOSE_REQUEST, Harm.CUT, Harm.DELAY})
 #: Besides those that are held, which never reach the table at once.
-_KEPT_FROM_THE_TABLE: Final = frozenset({Harm.LOSE_REQUEST, Harm.ERROR_BEFORE, Harm.THROTTLE})
+_KEPT_FROM_THE_TABLE: Final = frozenset(
+    {Harm.LOSE_REQUEST, Harm.ERROR_BEFORE, Harm.THROTTLE, Harm.CONFLICT, Harm.IN_PROGRESS_BEFORE}
+)
+#: Harms by which a request reaches the table late, or once more.
+LATE: Final = HELD | {Harm.DUPLICATE}
+_IN_PROGRESS: Final = frozenset({Harm.IN_PROGRESS_AFTER, Harm.IN_PROGRESS_BEFORE})
+TRANSACT: Final = "TransactWriteItems"
 _OF_THE_CONNECTION: Final = frozenset({"content-length", "transfer-encoding"})
 
 
@@ -54,14 +65,16 @@ class Strike:
     """A harm, and what belongs to it.
 
     Attributes:
-        held_for: After how many further requests a held one is released by itself; None for only when told.
+        held_for: After how many further requests a held one, or a copy, is released by itself; None for only when told.
         retry_after_ms: What a throttled client is told to wait, in a header that the SDK knows; None for nothing.
+        action: Of a transaction that is canceled, the action to blame, counted from 0 and round and round.
         then: Called when the request was applied, or would have been, and before the client can notice.
     """
 
     harm: Harm
     held_for: int | None = None
     retry_after_ms: int | None = None
+    action: int = 0
     then: Callable[[], object] | None = None
 
 
@@ -84,6 +97,19 @@ class Request:
     def is_repetition(self) -> bool:
         """Whether the SDK sends it again by itself, which its caller does not see."""
         return not self.headers.get("amz-sdk-request", "attempt=1").startswith("attempt=1")
+
+    @property
+    def actions(self) -> int:
+        """How many actions a transaction has; 0 of any other request."""
+        return len(self.parameters["TransactItems"]) if self.operation == TRANSACT else 0
+
+    def forgotten(self) -> Request:
+        """As it is to DynamoDB more than ten minutes later: it no longer knows a transaction's client token."""
+        if self.operation != TRANSACT:
+            return self
+        another = md5(f"{self.parameters['ClientRequestToken']} {self.number}".encode()).hexdigest()
+        body = json.dumps({**self.parameters, "ClientRequestToken": another}).encode()
+        return replace(self, body=body, headers={**self.headers, "Content-Length": str(len(body))})
 
 
 @dataclass(frozen=True)
@@ -110,7 +136,8 @@ class FaultProxy:
         struck: How often each harm struck.
         repetitions: How many requests the SDK sent again by itself.
         watch: Called with each request, the harm that strikes it or None, and the table's answer or None if it is kept from the
-            table.  Called once more for a held request, with its harm, when it has been released and answered.
+            table.  Called once more for a held request, or a copy, with its harm, when it has been released and answered.
+        judge: Says what strikes a request that is not named; None leaves it to chance.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -119,6 +146,7 @@ class FaultProxy:
         self.repetitions = 0
         self.released = Event()
         self.watch: Callable[[Request, Harm | None, Answer | None], object] = lambda *_: None
+        self.judge: Callable[[Request], Strike | None] = lambda _: None
         self._strikes: dict[tuple[str, int], Strike] = {}
         self._chance: random.Random | None = None
         self._rates: dict[Harm, float] = {}
@@ -144,17 +172,18 @@ class FaultProxy:
         *,
         held_for: int | None = None,
         retry_after_ms: int | None = None,
+        action: int = 0,
         then: Callable[[], object] | None = None,
     ) -> None:
         """Harm a call of an operation (its API name, such as PutItem), counted from 1 from now on.  See `Strike`."""
         with self._lock:
-            self._strikes[operation, self.calls[operation] + call] = Strike(harm, held_for, retry_after_ms, then)
+            self._strikes[operation, self.calls[operation] + call] = Strike(harm, held_for, retry_after_ms, action, then)
 
     def harm_by_chance(self, chance: random.Random, rates: Mapping[Harm, float], *, longest_hold: int = 100) -> None:
-        """Harm any call that is not named, each harm with its own probability.
+        """Harm any call that is not named, each harm with its own probability; a harm that the call cannot meet is none.
 
-        A held request goes on after 1 to *longest_hold* further ones.  With one client and one thread, a seed decides everything;
-        with more, they decide who comes first.
+        A held request goes on after 1 to *longest_hold* further ones, as does a copy.  With one client and one thread, a seed
+        decides everything; with more, they decide who comes first.
         """
         with self._lock:
             self._chance, self._rates, self._longest_hold = chance, dict(rates), longest_hold
@@ -164,9 +193,13 @@ class FaultProxy:
         with self._lock:
             self._strikes.clear()
             self._rates = {}
+            self.judge = lambda _: None
 
     def release(self) -> int:
-        """Let every held request go on to the table, the first one first.  Returns how many that were."""
+        """Let every held request, and copy, go on to the table, the first one first.  Returns how many that were.
+
+        It comes so late that a transaction's client token is forgotten by then.
+        """
         with self._lock:
             held, self._held = self._held, []
         self._apply(held)
@@ -192,7 +225,7 @@ class FaultProxy:
             seen = self.calls.total()
             due = [held for held in self._held if held.due is not None and held.due <= seen]
             self._held = [held for held in self._held if held not in due]
-            strike = self._strikes.get((operation, request.number)) or self._by_chance()
+            strike = self._strikes.get((operation, request.number)) or self.judge(request) or self._by_chance(request)
             if strike is not None:
                 self.struck[strike.harm] += 1
         self._apply(due)
@@ -206,26 +239,34 @@ class FaultProxy:
             self._held.append(held)
         return held.answer
 
-    def _by_chance(self) -> Strike | None:
+    def _by_chance(self, request: Request) -> Strike | None:
         if self._chance is None or not self._rates:
             return None
         kinds: list[Harm | None] = [*self._rates, None]
         weights = [*self._rates.values(), 1 - sum(self._rates.values())]
         [harm] = self._chance.choices(kinds, weights)
-        if harm is None:
+        if harm is None or not _fits(harm, request.operation):
             return None
-        held_for = self._chance.randint(1, self._longest_hold) if harm in HELD else None
-        return Strike(harm, held_for, self._chance.choice([None, 50, 1000]) if harm is Harm.THROTTLE else None)
+        held_for = self._chance.randint(1, self._longest_hold) if harm in LATE else None
+        retry_after_ms = self._chance.choice([None, 50, 1000]) if harm is Harm.THROTTLE else None
+        return Strike(harm, held_for, retry_after_ms, self._chance.randrange(request.actions) if request.actions else 0)
 
     def _apply(self, held: list[_Held]) -> None:
         for each in held:
             connection = HTTPConnection(self._target)
             try:
-                answer = forward(connection, each.request)
+                answer = forward(connection, each.request.forgotten())
             finally:
                 connection.close()
             self.watch(each.request, each.harm, answer)
             each.answer.set_result(answer)
+
+
+def _fits(harm: Harm, operation: str) -> bool:
+    """Whether DynamoDB would answer so: no reader conflicts, and only a transaction can be in progress."""
+    if harm in _IN_PROGRESS:
+        return operation == TRANSACT
+    return harm is not Harm.CONFLICT or operation != "GetItem"
 
 
 def forward(connection: HTTPConnection, request: Request) -> Answer:
@@ -240,24 +281,56 @@ def internal_error() -> Answer:
     return _error(500, "InternalServerError", {"message": "Internal server error"})
 
 
-def throttle(operation: str, retry_after_ms: int | None) -> Answer:
-    """What a hot partition answers, with its reasons.
+def throttle(request: Request, strike: Strike) -> Answer:
+    """What a hot partition answers, with its reasons; a transaction is canceled by it.
 
     https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_ThrottlingReason.html
     """
-    kind = "Read" if operation == "GetItem" else "Write"
-    reason = {
-        "reason": f"Table{kind}KeyRangeThroughputExceeded",
-        "resource": "arn:aws:dynamodb:us-east-1:000000000000:table/throttled",
-    }
-    details = {
-        "message": "The level of configured provisioned throughput for the table was exceeded.",
-        "ThrottlingReasons": [reason],
-    }
-    answer = _error(400, "ProvisionedThroughputExceededException", details)
-    if retry_after_ms is not None:
-        answer.headers["x-amz-retry-after"] = str(retry_after_ms)
+    if request.operation == TRANSACT:
+        answer = canceled(request, strike, "ThrottlingError", "Throughput exceeds the current capacity of your table or index.")
+    else:
+        kind = "Read" if request.operation == "GetItem" else "Write"
+        reason = {
+            "reason": f"Table{kind}KeyRangeThroughputExceeded",
+            "resource": "arn:aws:dynamodb:us-east-1:000000000000:table/throttled",
+        }
+        details = {
+            "message": "The level of configured provisioned throughput for the table was exceeded.",
+            "ThrottlingReasons": [reason],
+        }
+        answer = _error(400, "ProvisionedThroughputExceededException", details)
+    if strike.retry_after_ms is not None:
+        answer.headers["x-amz-retry-after"] = str(strike.retry_after_ms)
     return answer
+
+
+def conflict(request: Request, strike: Strike) -> Answer:
+    """What is answered while another transaction on the item is under way.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-apis.html#transaction-conflict-handling
+    """
+    message = "Transaction is ongoing for the item"
+    if request.operation == TRANSACT:
+        return canceled(request, strike, "TransactionConflict", message)
+    return _error(400, "TransactionConflictException", {"message": message})
+
+
+def canceled(request: Request, strike: Strike, code: str, message: str) -> Answer:
+    """The cancellation of a transaction for one of its actions.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html#API_TransactWriteItems_Errors
+    """
+    reasons: list[dict[str, str]] = [{"Code": "None"} for _ in range(request.actions)]
+    reasons[strike.action % request.actions] = {"Code": code, "Message": message}
+    codes = ", ".join(reason["Code"] for reason in reasons)
+    told = f"Transaction cancelled, please refer cancellation reasons for specific reasons [{codes}]"
+    return _error(400, "TransactionCanceledException", {"CancellationReasons": reasons, "Message": told})
+
+
+def in_progress() -> Answer:
+    """What a repeated transaction is answered while an earlier copy of it is under way."""
+    message = "The transaction with the given request token is already in progress."
+    return _error(400, "TransactionInProgressException", {"Message": message})
 
 
 def _error(status: int, kind: str, details: dict[str, Any]) -> Answer:
@@ -313,7 +386,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The answer that the client gets, None if it gets none."""
         answer = None if strike.harm in HELD | _KEPT_FROM_THE_TABLE else forward(self.upstream, request)
         self.proxy.watch(request, strike.harm, answer)
-        coming = self.proxy.hold(request, strike) if strike.harm in HELD else None
+        coming = self.proxy.hold(request, strike) if strike.harm in LATE else None
         if strike.then is not None:
             strike.then()
         match strike.harm:
@@ -322,11 +395,15 @@ class _Handler(BaseHTTPRequestHandler):
             case Harm.ERROR_AFTER | Harm.ERROR_BEFORE:
                 return internal_error()
             case Harm.THROTTLE:
-                return throttle(request.operation, strike.retry_after_ms)
+                return throttle(request, strike)
+            case Harm.CONFLICT:
+                return conflict(request, strike)
+            case Harm.IN_PROGRESS_AFTER | Harm.IN_PROGRESS_BEFORE:
+                return in_progress()
             case Harm.HANG:
                 self.proxy.released.wait()
         try:
-            return answer if coming is None else coming.result()
+            return answer if answer is not None or coming is None else coming.result()
         except CancelledError:  # the proxy stops
             self.close_connection = True
             return None

@@ -190,4 +190,4 @@ def test_the_proxy_loses_what_it_says(proxy: FaultProxy, dynamodb_local: str, cl
     client.close()
 
     items = client_for(dynamodb_local).scan(TableName=table, ConsistentRead=True)["Items"]
-    assert {item["id"]["S"] for item in items} == {"HANG", *[harm.name for harm in APPLIED]}
+    assert {item["id"]["S"] for item in items} == {"HANG", "DUPLICATE", "IN_PROGRESS_AFTER", *[harm.name for harm in APPLIED]}

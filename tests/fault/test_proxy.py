@@ -14,7 +14,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, HTTPClientError, ReadTimeoutError
 from engines.tables import client_for, create_table
-from fault.proxy import HELD, SLOW, FaultProxy, Harm, Request
+from fault.proxy import HELD, SLOW, FaultProxy, Harm, Request, Strike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +38,17 @@ class Place:
     def put(self, name: str = "a", *, harm: Harm | None = None) -> Any:
         client = self.hasty if harm in SLOW else self.client
         return client.put_item(TableName=self.table, Item={"id": {"S": name}})
+
+    def transact(self, *names: str) -> Any:
+        """Count at each item, all in one transaction, always under the same client token."""
+        update = {"UpdateExpression": "ADD times :one", "ExpressionAttributeValues": {":one": {"N": "1"}}}
+        actions = [{"Update": {"TableName": self.table, "Key": {"id": {"S": name}}, **update}} for name in names]
+        return self.client.transact_write_items(TransactItems=actions, ClientRequestToken=self.table)
+
+    def times(self, name: str) -> int:
+        """How often it was counted at the item."""
+        item = self.direct.get_item(TableName=self.table, Key={"id": {"S": name}}, ConsistentRead=True).get("Item")
+        return int(item["times"]["N"]) if item else 0
 
     def get(self) -> Any:
         return self.client.get_item(TableName=self.table, Key=ITEM, ConsistentRead=True)
@@ -178,7 +189,90 @@ def test_what_follows_a_harm_comes_after_the_write_and_before_the_client_notices
     assert seen == [{"a"}]
 
 
-RATES = {harm: 0.1 for harm in Harm if harm not in SLOW}
+def test_a_duplicate_is_answered_and_applied_once_more_when_its_copy_is_released(place: Place) -> None:
+    place.proxy.harm("PutItem", 1, Harm.DUPLICATE)
+    place.put()
+    place.direct.delete_item(TableName=place.table, Key=ITEM)
+
+    assert place.proxy.release() == 1
+    assert place.items == {"a"}
+
+
+@pytest.mark.parametrize("harm", [Harm.DUPLICATE, Harm.LOSE_ANSWER], ids=lambda harm: harm.name)
+def test_dynamodb_knows_a_transaction_that_comes_again_at_once_and_not_one_that_is_released(place: Place, harm: Harm) -> None:
+    """It remembers a client token for ten minutes; what is held here is late by more than that."""
+    place.proxy.harm("TransactWriteItems", 1, harm)
+    if harm is Harm.LOSE_ANSWER:
+        with pytest.raises(ConnectionClosedError):
+            place.transact("a")
+    place.transact("a")
+    place.proxy.release()
+
+    assert place.times("a") == (2 if harm is Harm.DUPLICATE else 1)
+
+
+@pytest.mark.parametrize(("harm", "is_applied"), [(Harm.IN_PROGRESS_AFTER, True), (Harm.IN_PROGRESS_BEFORE, False)])
+def test_a_transaction_in_progress_is_applied_or_not(place: Place, harm: Harm, *, is_applied: bool) -> None:
+    place.proxy.harm("TransactWriteItems", 1, harm)
+    with pytest.raises(place.client.exceptions.TransactionInProgressException):
+        place.transact("a")
+
+    assert place.times("a") == is_applied
+
+
+@pytest.mark.parametrize(("harm", "code"), [(Harm.CONFLICT, "TransactionConflict"), (Harm.THROTTLE, "ThrottlingError")], ids=str)
+def test_a_transaction_is_canceled_for_the_named_action_in_the_table_s_own_form(place: Place, harm: Harm, code: str) -> None:
+    """Compared with a cancellation of DynamoDB's, which names a condition."""
+    place.put("b")
+    check = {"TableName": place.table, "Key": {"id": {"S": "b"}}, "ConditionExpression": "attribute_not_exists(id)"}
+    update = {"TableName": place.table, "Key": ITEM, "UpdateExpression": "REMOVE times"}
+    with pytest.raises(place.direct.exceptions.TransactionCanceledException) as real:
+        place.direct.transact_write_items(TransactItems=[{"Update": update}, {"ConditionCheck": check}])
+    place.proxy.harm("TransactWriteItems", 1, harm, action=1, retry_after_ms=250)
+    with pytest.raises(place.client.exceptions.TransactionCanceledException) as caught:
+        place.transact("a", "b")
+
+    found, expected = caught.value.response, real.value.response
+    assert [reason["Code"] for reason in found["CancellationReasons"]] == ["None", code]
+    assert [reason.keys() for reason in found["CancellationReasons"]] == [
+        reason.keys() for reason in expected["CancellationReasons"]
+    ]
+    assert str(caught.value) == str(real.value).replace("ConditionalCheckFailed", code)
+    assert ("x-amz-retry-after" in found["ResponseMetadata"]["HTTPHeaders"]) == (harm is Harm.THROTTLE)
+    assert place.items == {"b"}
+
+
+def test_a_plain_write_conflicts_with_a_transaction_under_way_and_is_not_applied(place: Place) -> None:
+    place.proxy.harm("PutItem", 1, Harm.CONFLICT)
+    with pytest.raises(place.client.exceptions.TransactionConflictException):
+        place.put()
+
+    assert place.items == set()
+
+
+def test_chance_harms_no_call_in_a_way_that_it_cannot_meet(place: Place) -> None:
+    rates = {Harm.CONFLICT: 0.4, Harm.IN_PROGRESS_AFTER: 0.3, Harm.IN_PROGRESS_BEFORE: 0.3}
+    place.proxy.harm_by_chance(random.Random(1), rates)
+    place.get()
+    with pytest.raises(ClientError):
+        place.transact("a")
+
+    assert place.proxy.struck.total() == 1
+
+
+def test_a_judge_decides_before_chance_and_after_a_name(place: Place) -> None:
+    place.proxy.harm_by_chance(random.Random(1), {Harm.LOSE_REQUEST: 1})
+    place.proxy.judge = lambda request: Strike(Harm.THROTTLE) if request.number < 3 else None
+    place.proxy.harm("PutItem", 1, Harm.ERROR_BEFORE)
+    for _ in range(3):
+        with pytest.raises((ClientError, HTTPClientError)):
+            place.put()
+
+    assert place.proxy.struck == {Harm.ERROR_BEFORE: 1, Harm.THROTTLE: 1, Harm.LOSE_REQUEST: 1}
+
+
+#: What a read may meet.
+RATES = {harm: 0.1 for harm in Harm if harm not in SLOW | {Harm.CONFLICT, Harm.IN_PROGRESS_AFTER, Harm.IN_PROGRESS_BEFORE}}
 
 
 def harmed(place: Place, seed: int) -> list[Harm | None]:
@@ -229,6 +323,7 @@ def test_a_healed_proxy_harms_nothing_and_still_holds_what_it_held(place: Place)
         place.put()
     place.proxy.harm("PutItem", 1, Harm.THROTTLE)
     place.proxy.harm_by_chance(random.Random(1), {Harm.LOSE_REQUEST: 1})
+    place.proxy.judge = lambda _: Strike(Harm.THROTTLE)
 
     place.proxy.heal()
 
