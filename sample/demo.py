@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FUNCTIONS_ENVIRONMENT: Final = {
     "IDEMPOTENCY_TABLE": "idempotency",
     "CHARGES_TABLE": "charges",
+    "ACCOUNTS_TABLE": "accounts",
     "RESULTS_BUCKET": "results",
     "AWS_REGION": "eu-west-1",
     "AWS_DEFAULT_REGION": "eu-west-1",

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import boto3
 
 from idempotency import DynamoDBPersistenceLayer, copy_records
-from sample import fanout, orders, payments, provider, statements
+from sample import fanout, orders, payments, provider, statements, transfers
 from sample.crash import TIMEOUT_MS
 from sample.invocation import Invocation
 
@@ -56,7 +56,7 @@ def create_tables_and_bucket() -> None:
         KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}, {"AttributeName": "sort", "KeyType": "RANGE"}],
         BillingMode="PAY_PER_REQUEST",
     )
-    for table in (IDEMPOTENCY_TABLE, provider.table_name):
+    for table in (IDEMPOTENCY_TABLE, provider.table_name, transfers.accounts_table):
         database.create_table(
             TableName=table,
             AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
@@ -90,6 +90,10 @@ def tell(report: Report) -> None:
         story.large_result()
     with report.step("Moving: all records to a shared table with a sort key, and a duplicate there"):
         story.moving()
+    with report.step("Transfer: its worker is killed when the transaction is committed, and it is delivered again"):
+        story.transfer()
+    with report.step("A transfer that lacks funds: canceled as a whole, and its key is free"):
+        story.refused_transfer()
     with report.step("How often the charge really happened"):
         story.balance()
 
@@ -251,6 +255,27 @@ class Story:
         self._expect_charges("o-1001", charges=1, requests=1)
         self._expect_records(changed=0, total=11)
 
+    def transfer(self) -> None:
+        """The effect and its record are one write, so a redelivery finds both, at once and without a takeover."""
+        for owner, cents in (("alice", 10_000), ("bob", 0)):
+            database.put_item(TableName=transfers.accounts_table, Item={"id": {"S": owner}, "balance": {"N": str(cents)}})
+        self._kill("committed", transfer(7_500))
+        self._report.expect("balances", balances(), {"alice": 2_500, "bob": 7_500})
+        (completed,) = self._expect_records(changed=1, total=12)
+        self._report.expect("status", completed["status"]["S"], "COMPLETED")
+        self._report.say("The same event again:")
+        answer = transfers.handler(transfer(7_500), self._invocation())
+        self._report.expect("cents moved, as the answer says", answer["moved"], 7_500)
+        self._report.expect("balances", balances(), {"alice": 2_500, "bob": 7_500})
+        self._expect_records(changed=0, total=12)
+
+    def refused_transfer(self) -> None:
+        """A condition that does not hold cancels all writes, the record's included."""
+        answer = transfers.handler(transfer(2_501, "t-2"), self._invocation())
+        self._report.expect("the answer's reason", answer["refused"], "lacks funds")
+        self._report.expect("balances", balances(), {"alice": 2_500, "bob": 7_500})
+        self._expect_records(changed=0, total=12)
+
     def balance(self) -> None:
         """One charge for each thing to be paid."""
         entries = provider_entries()
@@ -275,9 +300,12 @@ class Story:
     def _crash(self, moment: str, order_id: str) -> None:
         """A process that kills itself in its handler."""
         self._calls += 1
+        self._kill(moment, payment(order_id))
+
+    def _kill(self, moment: str, event: Document) -> None:
         command = [sys.executable, "-m", "sample.crash", moment, self._next_request_id()]
-        event = json.dumps(payment(order_id))
-        dead = subprocess.run(command, cwd=SAMPLE.parent, input=event, text=True, check=False)  # noqa: S603 - our own
+        document = json.dumps(event)
+        dead = subprocess.run(command, cwd=SAMPLE.parent, input=document, text=True, check=False)  # noqa: S603 - our own
         self._report.expect("exit code of the process, which killed itself", dead.returncode, -signal.SIGKILL)
 
     def _at_once(self, handler: Callable[[Document, Invocation], Document], event: Document) -> list[Document]:
@@ -370,6 +398,17 @@ def payment(order_id: str, amount: int = 4200) -> Document:
     event["body"] = json.dumps({**json.loads(event["body"]), "order_id": order_id, "amount": amount})
     event["headers"]["content-length"] = str(len(event["body"]))
     return event
+
+
+def transfer(amount: int, transfer_id: str = "t-1") -> Document:
+    """An event of a transfer from alice to bob, in cents."""
+    return {"transfer_id": transfer_id, "source": "alice", "target": "bob", "amount": amount}
+
+
+def balances() -> dict[str, int]:
+    """What each account has, in cents."""
+    accounts = database.scan(TableName=transfers.accounts_table, ConsistentRead=True)["Items"]
+    return {account["id"]["S"]: int(account["balance"]["N"]) for account in sorted(accounts, key=lambda item: item["id"]["S"])}
 
 
 def statuses_of(answers: list[Document]) -> list[int]:

@@ -37,6 +37,9 @@ def test_the_demo_shows_each_promise_kept_and_exits_with_0() -> None:
         "ok     charges for b-7/carol: 1, from 1 request to the provider",
         "ok     the replay is the same: True",
         "ok     records copied: 11",
+        "ok     balances: {'alice': 2500, 'bob': 7500}",
+        "ok     cents moved, as the answer says: 7500",
+        "ok     the answer's reason: lacks funds",
         "31 calls, messages and shares led to 10 charges.",
     ):
         assert statement in lines
