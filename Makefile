@@ -18,6 +18,9 @@ OTHER_PYTHONS = $(filter-out $(shell cat .venv/python),$(shell tests/engines/pyt
 NOT_ON_LOWEST := tests/unit/test_json.py tests/unit/test_key.py tests/conformance/test_exchange.py tests/behaviour/test_durable_sdk.py
 test-on-lowest: CORE_TESTS += $(NOT_ON_LOWEST:%=--ignore=%)
 
+# Many rounds of the same, which reach no line that other tests do not: without coverage they take half the time.
+STRESS_TESTS := tests/model tests/conformance/test_races.py tests/fault/test_chaos.py tests/fault/test_transfers.py
+
 # Tests wait for engines half of the time.  A make that can shows the output of each run in one piece.
 PARALLEL = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
@@ -27,11 +30,16 @@ PARALLEL = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FE
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-test: lint engines  ## Everything: lint, all tests with coverage, other Pythons, lowest versions
-	$(PARALLEL) test-all test-lowest $(OTHER_PYTHONS:%=test-on-%)
+test: lint engines  ## Everything: lint, all tests, coverage, other Pythons, lowest versions
+	$(PARALLEL) test-covered test-stress test-lowest $(OTHER_PYTHONS:%=test-on-%)
 
-test-all: .venv/wheel .venv/tests engines  ## All tests with coverage, on one Python
-	$(INSTALLED) .venv/bin/pytest --cov --cov-report=term-missing
+test-all: test-covered test-stress  ## All tests, on one Python
+
+test-covered: .venv/wheel .venv/tests engines  ## All but the long ones, with coverage
+	$(INSTALLED) .venv/bin/pytest $(STRESS_TESTS:%=--ignore=%) --cov --cov-report=term-missing
+
+test-stress: .venv/wheel .venv/tests engines  ## The long ones: random faults, races, interleavings
+	$(INSTALLED) .venv/bin/pytest -p no:cacheprovider $(STRESS_TESTS)
 
 test-unit: .venv/wheel .venv/tests  ## The fast ones, which need no engine
 	$(INSTALLED) .venv/bin/pytest tests/unit tests/behaviour
