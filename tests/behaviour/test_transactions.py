@@ -19,7 +19,6 @@ from boto3.dynamodb.types import TypeDeserializer
 from doubles import LambdaContext, Shelf, incompressible
 from engines.tables import create_table
 from faults import FaultyClient, access_denied, refused
-from powertools_side import KEY_PREFIX, ours_on, powertools_on, set_powertools_clock
 from stores import Made, dynamodb, dynamodb_composite, dynamodb_odd_names, large_results, memory
 
 from idempotency import (
@@ -939,36 +938,7 @@ def test_a_result_that_no_record_could_hold_is_no_trouble_for_an_unprotected_cal
     assert shop.stock == 3
 
 
-# Beside Powertools
-
-
-def test_powertools_replays_what_a_transaction_completed(shop: Shop, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_powertools_clock(monkeypatch, clock)
-    table: str = shop.made.store.table_name  # type: ignore[attr-defined]
-    ours = ours_on(table, shop.client, clock).decorate(lambda event, _context: shop.order(event))
-    theirs = powertools_on(table, shop.client.client).decorate(lambda _event, _context: pytest.fail("ran twice"))
-
-    assert ours(ORDER, LambdaContext()) == theirs(ORDER, LambdaContext()) == {"order": 7}
-    assert shop.stock == 3
-    assert shop.made.peek(f"{KEY_PREFIX}#{KEY.partition('#')[2]}") is not None
-
-
-def test_powertools_refuses_a_key_whose_transaction_is_under_way(
-    shop: Shop, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_powertools_clock(monkeypatch, clock)
-    table: str = shop.made.store.table_name  # type: ignore[attr-defined]
-    powertools = powertools_on(table, shop.client.client)
-    theirs = powertools.decorate(lambda _event, _context: pytest.fail("ran twice"))
-
-    def work(event: Any, _context: Any) -> Any:
-        result = shop.order(event)
-        with pytest.raises(powertools.exceptions.IdempotencyAlreadyInProgressError):
-            theirs(ORDER, LambdaContext())
-        return result
-
-    assert ours_on(table, shop.client, clock).decorate(work)(ORDER, LambdaContext()) == {"order": 7}
-    assert shop.stock == 3
+# Two callers
 
 
 def test_a_second_caller_is_refused_while_the_first_collects(either: Form, shop: Shop) -> None:

@@ -15,6 +15,7 @@ from powertools_side import Library, ours_on, powertools_on, set_powertools_cloc
 from stores import Made, large_results
 from verbs import Verbs
 
+from idempotency import transaction
 from persistence.datarecord import DataRecord, Status
 from persistence.exceptions import IdempotencyItemAlreadyExistsError, IdempotencyLeaseLostError
 
@@ -41,6 +42,7 @@ class Table:
     name: str
     powertools: Library
     ours: Library
+    orders: str = ""
 
     @property
     def item(self) -> dict[str, Any]:
@@ -400,3 +402,36 @@ def test_a_record_of_powertools_is_held_by_no_token_of_ours(table: Table, clock:
             write()
 
     assert table.item == before
+
+
+# A result that was committed together with writes
+
+
+@pytest.fixture
+def paid(table: Table) -> Callable[[], bool]:
+    """Whether the write was applied that goes with the record in the two stories below."""
+    table.orders = create_table(table.client)
+    return lambda: bool(table.client.scan(TableName=table.orders, ConsistentRead=True)["Items"])
+
+
+def test_powertools_replays_what_a_transaction_completed(table: Table, paid: Callable[[], bool]) -> None:
+    effects = Effects([RESULT], meanwhile=lambda: transaction().put(TableName=table.orders, Item={"id": "paid"}))
+
+    assert effects.handler(table.ours)(EVENT, LambdaContext()) == RESULT
+    assert effects.handler(table.powertools)(EVENT, LambdaContext()) == RESULT
+    assert effects.runs == 1
+    assert paid()
+
+
+def test_powertools_refuses_a_key_whose_transaction_is_under_way(table: Table, paid: Callable[[], bool]) -> None:
+    def meanwhile() -> None:
+        transaction().put(TableName=table.orders, Item={"id": "paid"})
+        with pytest.raises(table.powertools.exceptions.IdempotencyAlreadyInProgressError):
+            effects.handler(table.powertools)(EVENT, LambdaContext())
+        assert not paid()
+
+    effects = Effects([RESULT], meanwhile=meanwhile)
+
+    assert effects.handler(table.ours)(EVENT, LambdaContext()) == RESULT
+    assert effects.runs == 1
+    assert paid()
