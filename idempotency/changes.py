@@ -45,7 +45,7 @@ def apply_once(
         change_id: Names the change, with at most 128 bytes; `current_attempt().downstream_key` if left out.  Two changes of one
             call on one item need ids of their own.
         changes_attr: The set's attribute.
-        max_changes: How many changes the item may see, at most 1,000.
+        max_changes: How many changes the item may see, at most 10,000.  The next one is an error.
 
     Returns:
         True if the change was applied now, False if it was before.  After a lost answer, which the SDK and this function repeat
@@ -53,8 +53,9 @@ def apply_once(
 
     Raises:
         botocore.exceptions.ClientError: `ConditionalCheckFailedException`: your own condition does not hold.
-        IdempotencyPersistenceLayerError: the item has seen *max_changes* changes, its *changes_attr* is no set of texts, or the
-            request failed; what was applied is applied once, and the call may be repeated.
+        IdempotencyPersistenceLayerError: the item has seen *max_changes* changes, or would be too large with one more; its
+            *changes_attr* is no set of texts; or the request failed.  What was applied is applied once, and the call may be
+            repeated.
         RuntimeError: no *change_id* was given, and no idempotent call is running.
         TypeError, ValueError: an argument is wrong.
     """

@@ -83,6 +83,11 @@ def is_refusal(error: Exception) -> bool:
     return error_code(error) == "ConditionalCheckFailedException"
 
 
+def is_item_too_large(error: Exception) -> bool:
+    """Whether the service refused the write for the item's size.  It has no code of its own for that."""
+    return error_code(error) == "ValidationException" and "item size" in str(error).lower()
+
+
 def refusing_item(error: Exception) -> dict[str, Any] | None:
     """The old item that a failed condition returned, {} if it returned none; None if the error is another."""
     if not is_refusal(error):

@@ -10,7 +10,7 @@ import re
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from persistence._retries import Retries, refusing_item
+from persistence._retries import Retries, is_item_too_large, refusing_item
 from persistence._sdk import prepare
 from persistence._user_requests import low_level
 from persistence.exceptions import IdempotencyPersistenceLayerError
@@ -18,12 +18,16 @@ from persistence.exceptions import IdempotencyPersistenceLayerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-#: Ids of 36 bytes make a set of 36 KB then, of the 400 KB that an item holds; and each change is billed by the item's size.
+#: Ids of 36 bytes make a set of 36 KB then, and each change is billed by the item's size.
 MAX_CHANGES: Final = 1_000
+#: And of 360 KB then, of the 400 KB that an item holds.
+MOST_CHANGES: Final = 10_000
 #: A thousand ids of this length still leave room in an item.
 MAX_ID_BYTES: Final = 128
 #: How long a change is repeated where no deadline is known.
 APPLY_RETRY_MS: Final = 10_000
+
+LIFE: Final = "apply_once is for items with a bounded life; use transaction() for others"
 
 _ATTR: Final = "#idempotency_changes"
 _CHANGE: Final = ":idempotency_change"
@@ -57,6 +61,10 @@ def apply_change(
     try:
         retries.call(client.update_item, **made)
     except Exception as error:
+        if is_item_too_large(error):
+            raise IdempotencyPersistenceLayerError(
+                f"The change was not applied: with it, an item of {table} would be larger than DynamoDB holds. {LIFE}", error
+            ) from error
         item = refusing_item(error)
         if item is None:
             failure = IdempotencyPersistenceLayerError(f"Failed to apply a change to an item of {table}", error)
@@ -74,7 +82,7 @@ def apply_change(
         if len(changes) >= max_changes:
             raise IdempotencyPersistenceLayerError(
                 f"The change was not applied: an item of {table} has seen {len(changes)} changes, and max_changes is "
-                f"{max_changes}. apply_once is for items with a bounded life; use transaction() for others"
+                f"{max_changes}. {LIFE}"
             ) from error
         raise  # the caller's own condition
     return True
@@ -93,8 +101,8 @@ def _check(change_id: object, changes_attr: object, max_changes: int) -> None:
         raise TypeError(f"changes_attr must be a text, not {type(changes_attr).__name__}")
     if not changes_attr:
         raise ValueError("changes_attr is empty; it names an attribute")
-    if not 0 < max_changes <= MAX_CHANGES:
-        raise ValueError(f"max_changes must be from 1 to {MAX_CHANGES}, not {max_changes}")
+    if not 0 < max_changes <= MOST_CHANGES:
+        raise ValueError(f"max_changes must be from 1 to {MOST_CHANGES}, not {max_changes}")
 
 
 def _with_change(request: dict[str, Any], change_id: str, changes_attr: str, max_changes: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from persistence._retries import (
     Retries,
     cancellation_reasons,
     error_code,
+    is_item_too_large,
     is_refusal,
     refusing_item,
     throttling_reasons,
@@ -369,7 +370,7 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
             existing = self._read_once(record)
         if existing is not None and is_held_by(existing, record.owner_token) and is_completed(existing):
             return
-        if _is_too_large(error):
+        if is_item_too_large(error):
             raise IdempotencyResultNotKeptError(
                 f"The result of idempotency key {record.key} exceeds what a DynamoDB item holds"
             ) from error
@@ -525,8 +526,3 @@ def _canceled(
         f"The transaction of idempotency key {transaction.idempotency_key} was canceled{consequence}: " + "; ".join(blamed),
         reasons=reasons,
     )
-
-
-def _is_too_large(error: Exception) -> bool:
-    """Whether the service refused the write for the item's size.  It has no code of its own for that."""
-    return error_code(error) == "ValidationException" and "item size" in str(error).lower()

@@ -15,7 +15,7 @@ from stores import dynamodb
 
 from idempotency import IdempotencyTransactionCanceledError, apply_once, idempotent_function, transaction
 from persistence._retries import RESERVE_MS
-from persistence.changes import APPLY_RETRY_MS, MAX_CHANGES, MAX_ID_BYTES
+from persistence.changes import APPLY_RETRY_MS, MAX_CHANGES, MAX_ID_BYTES, MOST_CHANGES
 from persistence.dynamodb import COMMIT_RESERVE_MS, COMPLETE_RETRY_MS
 from persistence.transaction import MAX_ACTIONS, MAX_BYTES
 
@@ -254,7 +254,7 @@ def test_the_bounds_in_the_documents_are_the_librarys() -> None:
     for statement in (
         f"until {(COMMIT_RESERVE_MS + RESERVE_MS) / 1000} s before the deadline; for {COMPLETE_RETRY_MS // 1000} s where",
         f"{MAX_ACTIONS + 1} actions, of which one is the record's; {MAX_BYTES >> 20} MB in all",
-        f"`max_changes` (at most and by default {MAX_CHANGES:,})",
+        f"`max_changes` (by default {MAX_CHANGES:,}, at most {MOST_CHANGES:,})",
         f"give one of at most {MAX_ID_BYTES} bytes",
         f"until just before the call's deadline; for {APPLY_RETRY_MS // 1000} s where none is known",
     ):

@@ -231,6 +231,19 @@ def test_a_thousand_of_the_longest_ids_fit_in_an_item(counter: Counter) -> None:
         counter.apply("one more")
 
 
+def test_a_change_with_which_the_item_would_be_too_large_is_told_and_one_that_it_has_seen_is_still_known(
+    counter: Counter,
+) -> None:
+    counter.put(applied_changes={"SS": ["seen"]}, note={"S": "x" * (400 * 1024 - 50)})
+    before = counter.item()
+
+    with pytest.raises(IdempotencyPersistenceLayerError, match="would be larger than DynamoDB holds") as full:
+        counter.apply("SECRET" * 10)
+    assert "SECRET" not in str(full.value)
+    assert not counter.apply("seen")
+    assert counter.item() == before
+
+
 @pytest.mark.parametrize(
     "value",
     [{"S": "c"}, {"S": "x" * 2_000}, {"N": "5"}, {"L": [{"S": "c"}]}, {"L": []}, {"M": {}}, {"NS": ["1"]}, {"NULL": True}],
