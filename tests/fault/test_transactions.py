@@ -1124,3 +1124,21 @@ def test_an_unprotected_commit_without_an_answer_does_not_promise_a_stored_resul
         orders()
 
     assert not any("stored result" in note for note in caught.value.__notes__)
+
+
+def test_an_unprotected_commit_inside_a_call_is_given_up_before_that_calls_deadline(bench: Bench, form: Form) -> None:
+    """It has no record that would carry the deadline."""
+    orders = Orders(bench)
+    without_a_key = SYNC.function(orders.place, bench.store)
+    sent: list[int] = []
+
+    def strike(_send: Send) -> Any:
+        sent.append(bench.clock.now_ms)
+        raise read_timeout()
+
+    bench.client.always(COMMIT, strike)
+    deadline_ms = bench.clock.now_ms + 10_000
+    with pytest.warns(UserWarning, match="No idempotency key"), pytest.raises(IdempotencyPersistenceLayerError):
+        form.handler(lambda _event: without_a_key({}), bench.store)(ORDER, LambdaContext(remaining_ms=10_000, clock=bench.clock))
+
+    assert deadline_ms - 500 - 2_000 - 10 < sent[-1] <= deadline_ms - 500
