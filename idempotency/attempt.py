@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar, Token
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
 
 #: uuid5(NAMESPACE_DNS, "lambda-idempotency.downstream").  Fixed for ever: it decides what other services take for a repetition.
 _DOWNSTREAM = "4f5de7d2-9247-5306-b89b-c9c15e1ecd66"
-
-#: Held for the moment in which an attempt gets its transaction, or ends: a thread that it left behind may come too late.
-_ending: Final = Lock()
 
 
 class Attempt:
@@ -33,7 +29,7 @@ class Attempt:
         lease_end_ms: Until when the key is ours, in epoch milliseconds; grows when the lease is renewed.
     """
 
-    __slots__ = ("_begin", "_is_over", "_transaction", "generation", "key", "lease_end_ms", "owner_token")
+    __slots__ = ("_begin", "_begun", "generation", "key", "lease_end_ms", "owner_token")
 
     def __init__(
         self,
@@ -48,8 +44,8 @@ class Attempt:
         self.generation = generation
         self.lease_end_ms = lease_end_ms
         self._begin = begin
-        self._transaction: Transaction | None = None
-        self._is_over = False
+        #: The transaction under "it", or None there if the attempt ended without one.
+        self._begun: dict[str, Transaction | None] = {}
 
     @classmethod
     def unprotected(cls, begin: Callable[[str], Transaction]) -> Attempt:
@@ -65,18 +61,17 @@ class Attempt:
 
     def transaction(self) -> Transaction:
         """As the function of this name."""
-        begun = self._transaction or self._begin(self.key)
-        with _ending:
-            if self._is_over:
-                raise RuntimeError("transaction() was called after its idempotent call had ended")
-            self._transaction = self._transaction or begun
-        return self._transaction
+        if "it" not in self._begun:
+            # Atomic, as the end is: of several threads, some of which may have been left behind, the first one counts.
+            self._begun.setdefault("it", self._begin(self.key))
+        begun = self._begun["it"]
+        if begun is None or begun.is_closed:
+            raise RuntimeError("transaction() was called after its idempotent call had ended")
+        return begun
 
     def close(self) -> Transaction | None:
         """For the library: the function has returned.  Returns the transaction if it has anything to write."""
-        with _ending:
-            self._is_over = True
-        begun = self._transaction
+        begun = self._begun.setdefault("it", None)
         return begun if begun is not None and begun.close() else None
 
     def __repr__(self) -> str:

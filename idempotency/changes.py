@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from idempotency.attempt import current_attempt
-from persistence.base import call_deadline_ms, wall_clock_ms
+from persistence.base import BasePersistenceLayer, call_deadline_ms, wall_clock_ms
 from persistence.changes import MAX_CHANGES, apply_change
 
 if TYPE_CHECKING:
@@ -76,6 +75,6 @@ def apply_once(
         changes_attr=changes_attr,
         max_changes=max_changes,
         clock_ms=wall_clock_ms,
-        sleep_ms=lambda ms: time.sleep(ms / 1000),
+        sleep_ms=BasePersistenceLayer.sleep_ms,
         deadline_ms=call_deadline_ms.get(),
     )

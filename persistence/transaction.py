@@ -135,6 +135,11 @@ class Transaction:
         """What was collected, as entries of a TransactWriteItems."""
         return tuple(self._actions)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the function has returned."""
+        return self._is_closed
+
     def close(self) -> bool:
         """For the library: collect no more.  Returns whether there is anything to write."""
         with self._lock:

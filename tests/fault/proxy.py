@@ -160,7 +160,8 @@ class FaultProxy:
             target = self._target
 
         self._server = _Server(("127.0.0.1", 0), Handler)
-        self._thread = Thread(target=self._server.serve_forever, args=(0.01,))
+        # A daemon, so that a proxy which a failing test has not stopped does not keep the run from its end.
+        self._thread = Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 

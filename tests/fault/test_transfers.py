@@ -13,6 +13,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -104,10 +105,11 @@ def session() -> boto3.Session:
 
 @pytest.fixture
 def proxy(dynamodb_local: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(dynamodb_local)
     monkeypatch.setattr("botocore.endpoint.time", SDK_TIME)
-    monkeypatch.setattr("idempotency.changes.time", SDK_TIME)
+    sleeping = SimpleNamespace(sleep_ms=lambda ms: SDK_TIME.sleep(ms / 1000))
+    monkeypatch.setattr("idempotency.changes.BasePersistenceLayer", sleeping)
     monkeypatch.setattr("idempotency.changes.wall_clock_ms", _Here())
+    proxy = FaultProxy(dynamodb_local)
     yield proxy
     proxy.stop()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import pytest
 from verbs import at_once
 
 from idempotency import IdempotencyPersistenceConfigError, Transaction, current_attempt, transaction
-from idempotency.attempt import Attempt, _ending, restore, running_attempt
+from idempotency.attempt import Attempt, restore, running_attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,19 +224,6 @@ def test_a_thread_that_was_just_in_time_has_its_writes_committed() -> None:
     taken, handed_over = at_once([late, attempt.close])
 
     assert (handed_over is begun) is taken
-
-
-@pytest.mark.parametrize("method", ["transaction", "close"])
-def test_an_attempt_gets_its_transaction_and_ends_one_after_the_other(method: str) -> None:
-    """Else the end could come between a thread's look at it and its transaction, whose writes would be lost."""
-    thread = threading.Thread(target=getattr(attempt_at("fn#1"), method))
-    with _ending:
-        thread.start()
-        thread.join(timeout=0.1)  # in vain, as long as another is at it
-        is_waiting = thread.is_alive()
-    thread.join()
-
-    assert is_waiting
 
 
 def test_threads_that_ask_at_once_get_one_transaction() -> None:
