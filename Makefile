@@ -18,8 +18,9 @@ OTHER_PYTHONS = $(filter-out $(shell cat .venv/python),$(shell tests/engines/pyt
 NOT_ON_LOWEST := tests/unit/test_json.py tests/unit/test_key.py tests/conformance/test_exchange.py tests/behaviour/test_durable_sdk.py
 test-on-lowest: CORE_TESTS += $(NOT_ON_LOWEST:%=--ignore=%)
 
-# Many rounds of the same, which reach no line that other tests do not: without coverage they take half the time.
-STRESS_TESTS := tests/model tests/conformance/test_races.py tests/fault/test_chaos.py tests/fault/test_transfers.py
+# They take long and reach no line that other tests do not: without coverage they take half the time.
+STRESS_TESTS := tests/model tests/e2e tests/conformance/test_races.py \
+	$(addprefix tests/fault/test_,chaos.py transfers.py crashes.py hidden_retries.py side_by_side.py)
 
 # Tests wait for engines half of the time.  A make that can shows the output of each run in one piece.
 PARALLEL = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
@@ -38,7 +39,7 @@ test-all: test-covered test-stress  ## All tests, on one Python
 test-covered: .venv/wheel .venv/tests engines  ## All but the long ones, with coverage
 	$(INSTALLED) .venv/bin/pytest $(STRESS_TESTS:%=--ignore=%) --cov --cov-report=term-missing
 
-test-stress: .venv/wheel .venv/tests engines  ## The long ones: random faults, races, interleavings
+test-stress: .venv/wheel .venv/tests engines  ## The long ones: random faults, races, interleavings, the demo
 	$(INSTALLED) .venv/bin/pytest -p no:cacheprovider $(STRESS_TESTS)
 
 test-unit: .venv/wheel .venv/tests  ## The fast ones, which need no engine
