@@ -1,4 +1,4 @@
-"""The examples and the figures of docs/transactions.md: its blocks of Python are run as they are, on DynamoDB Local."""
+"""The examples and the figures of docs/transactions.md, and README's example: they are run as they are, on DynamoDB Local."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from doubles import FakeClock
 
 DOCUMENT = (ROOT / "docs/transactions.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLES = ["idempotency", "accounts", "orders", "stock", "outbox", "counters"]
 #: DynamoDB Local keeps a database for each Region, and in this one the tables have the names of the examples.
 REGION = "eu-central-2"
@@ -245,6 +246,20 @@ def test_a_test_gives_the_function_a_store_of_its_own(accounts: Examples, dynamo
 
     assert accounts.balances() == {"alice": 70, "bob": 30}
     assert "client" not in vars(accounts.store)
+
+
+def test_the_example_of_the_readme_places_an_order_once(clock: FakeClock, dynamodb_local: str) -> None:
+    [example] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "transaction()" in block]
+    client = shared_client(dynamodb_local)
+    create_table(client, "orders")
+    create_table(client, "stock", key_attr="sku")
+    client.put_item(TableName="stock", Item={"sku": {"S": "a book"}, "quantity": {"N": "5"}})
+    names: dict[str, Any] = {"store": dynamodb(clock, dynamodb_local).store}
+    exec(example, names)
+    order = {"id": "o-1", "sku": "a book", "quantity": 2}
+
+    assert [names["place_order"](order=order) for _ in range(2)] == [{"order_id": "o-1"}] * 2
+    assert client.get_item(TableName="stock", Key={"sku": {"S": "a book"}})["Item"]["quantity"]["N"] == "3"
 
 
 # Figures
