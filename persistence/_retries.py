@@ -1,31 +1,16 @@
-"""When to send a DynamoDB request again, and for how long.  Decides by values; the store supplies clock and sleep.
-
-Delays are drawn with full jitter (uniform from 0 to a ceiling that doubles), so that many throttled callers spread out:
-https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
-"""
+"""Which DynamoDB requests to send again.  How long, and after which pauses, is in `_schedule`."""
 
 from __future__ import annotations
 
-import random
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
+from persistence._schedule import Schedule
 from persistence.notices import Throttling, call_notices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The first ceiling of a delay, about ten round trips to a healthy table.
-BASE_MS: Final = 50
-#: The last ceiling: a throttled partition recovers within seconds, and each caller should notice soon.
-CAP_MS: Final = 2_000
-#: Left of a deadline when the last request is sent, for its answer and for the error to reach the caller.
-RESERVE_MS: Final = 100
-#: Below this much time a further request would only be cut off.
-LEAST_MS: Final = 10
-
-#: The most that a server's wish for a pause adds to a delay, as in the SDK: a wish may be wrong.
-RETRY_AFTER_CAP_MS: Final = 5_000
 #: The server's wish, in milliseconds; botocore's standard mode obeys the same header.
 RETRY_AFTER: Final = "x-amz-retry-after"
 
@@ -223,8 +208,7 @@ class Retries:
 
     def call(self, operation: Callable[..., Any], /, **request: Any) -> Any:
         """The answer to the request.  Raises its last error, at once if that is an answer and not a trouble of the moment."""
-        give_up_ms: int | None = None
-        ceiling_ms = BASE_MS
+        schedule: Schedule | None = None
         throttles: list[Exception] = []
         token = is_sending.set(True)
         try:
@@ -241,28 +225,19 @@ class Retries:
                     if is_throttle(error):
                         throttles.append(error)
                     now_ms = self._clock_ms()
-                    if give_up_ms is None:
-                        give_up_ms = self._time_is_up_ms(now_ms)
-                    left_ms = give_up_ms - now_ms
-                    if left_ms < LEAST_MS:
+                    if schedule is None:
+                        schedule = Schedule(now_ms, at_most_ms=self._at_most_ms, deadline_ms=self._deadline_ms)
+                    pause_ms = schedule.pause_ms(now_ms, retry_after_ms(error))
+                    if pause_ms is None:
                         if is_unreadable(error):
                             raise UnreadableAnswerError(f"The answer, of HTTP status {error_code(error)}, was cut off") from None
                         raise
-                    pause_ms = random.uniform(0, ceiling_ms)  # noqa: S311 - jitter, not a secret
-                    pause_ms = max(pause_ms, min(retry_after_ms(error), pause_ms + RETRY_AFTER_CAP_MS))
-                self._sleep_ms(min(pause_ms, left_ms))
-                ceiling_ms = min(CAP_MS, 2 * ceiling_ms)
+                self._sleep_ms(pause_ms)
         finally:
             is_sending.reset(token)
             if throttles:
                 _tell_of(throttles)
                 throttles.clear()  # each refers to this frame, and the frame to them
-
-    def _time_is_up_ms(self, now_ms: int) -> int:
-        limits = [] if self._at_most_ms is None else [now_ms + self._at_most_ms]
-        if self._deadline_ms is not None:
-            limits.append(self._deadline_ms - RESERVE_MS)
-        return min(limits, default=now_ms)
 
 
 def _tell_of(throttles: list[Exception]) -> None:

@@ -24,7 +24,8 @@ from persistence._bulk_requests import (
     reading,
     record_in,
 )
-from persistence._retries import BASE_MS, CAP_MS, Retries, hides_tries, refusing_item
+from persistence._retries import Retries, hides_tries, refusing_item
+from persistence._schedule import BASE_MS, CAP_MS
 from persistence.dynamodb import DynamoDBPersistenceLayer
 from persistence.exceptions import IdempotencyBulkIncompleteError, IdempotencyPersistenceLayerError
 from persistence.progress import BulkProgress

@@ -14,7 +14,6 @@ from persistence._large_results import ITEM_SIZE_THRESHOLD, MAX_RESULT_BYTES, UP
 from persistence._regions import router
 from persistence._retries import (
     BLAMELESS,
-    RESERVE_MS,
     Retries,
     cancellation_reasons,
     error_code,
@@ -23,6 +22,7 @@ from persistence._retries import (
     refusing_item,
     throttling_reasons,
 )
+from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, RESERVE_MS
 from persistence._sdk import prepare
 from persistence.base import BasePersistenceLayer, call_deadline_ms
 from persistence.exceptions import (
@@ -59,15 +59,8 @@ MAX_POOL_CONNECTIONS: Final = 50
 #: Names this library to AWS Support and in the user's own CloudTrail.
 USER_AGENT: Final = "lambda-idempotency"
 
-#: How long a claim is retried at most: the caller waits, and a later retry of the whole call is safe.
-CLAIM_RETRY_MS: Final = 10_000
-#: How long a completion is retried where no deadline is known: twice as long, because the effect has happened.
-COMPLETE_RETRY_MS: Final = 20_000
-#: How long a release is retried at most: it only spares the next attempt the rest of the lease.
-RELEASE_RETRY_MS: Final = 3_000
 #: Left of a deadline, besides `RESERVE_MS`, when a commit is given up: for the release that settles what became of it.
 COMMIT_RESERVE_MS: Final = 400
-FETCH_RETRY_MS: Final = 5_000
 #: How long a large result is uploaded or downloaded where no deadline is known.
 UPLOAD_RETRY_MS: Final = 20_000
 DOWNLOAD_RETRY_MS: Final = 5_000

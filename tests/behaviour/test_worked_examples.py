@@ -14,9 +14,9 @@ from engines.tables import create_table, shared_client
 from stores import dynamodb
 
 from idempotency import IdempotencyTransactionCanceledError, apply_once, idempotent_function, transaction
-from persistence._retries import RESERVE_MS
+from persistence._schedule import COMPLETE_RETRY_MS, RESERVE_MS
 from persistence.changes import APPLY_RETRY_MS, MAX_CHANGES, MAX_ID_BYTES, MOST_CHANGES
-from persistence.dynamodb import COMMIT_RESERVE_MS, COMPLETE_RETRY_MS
+from persistence.dynamodb import COMMIT_RESERVE_MS
 from persistence.transaction import MAX_ACTIONS, MAX_BYTES
 
 if TYPE_CHECKING:

@@ -14,12 +14,7 @@ from botocore.parsers import ResponseParserError
 from doubles import START_MS, FakeClock
 
 from persistence._retries import (
-    BASE_MS,
     BUSY,
-    CAP_MS,
-    LEAST_MS,
-    RESERVE_MS,
-    RETRY_AFTER_CAP_MS,
     THROTTLED,
     UNKNOWN,
     Retries,
@@ -37,6 +32,7 @@ from persistence._retries import (
     retry_after_ms,
     throttling_reasons,
 )
+from persistence._schedule import BASE_MS, CAP_MS, LEAST_MS, RESERVE_MS, WISH_CAP_MS
 from persistence.notices import Throttling, call_notices
 
 
@@ -763,7 +759,7 @@ def test_an_error_without_the_header_asks_for_nothing(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("wish_ms", [BASE_MS, 1_000, RETRY_AFTER_CAP_MS])
+@pytest.mark.parametrize("wish_ms", [BASE_MS, 1_000, WISH_CAP_MS])
 def test_a_wish_within_the_cap_is_obeyed_to_the_millisecond_if_it_is_longer_than_the_jitter(
     wish_ms: int, seed: int, clock: FakeClock
 ) -> None:
@@ -795,7 +791,7 @@ def test_a_wish_adds_five_seconds_to_the_jitter_at_most(seed: int, clock: FakeCl
 
     retrying(clock).call(sender(asking("3600000"), "done"))
 
-    assert clock.slept_ms == [jitter_ms + RETRY_AFTER_CAP_MS], seed
+    assert clock.slept_ms == [jitter_ms + WISH_CAP_MS], seed
 
 
 @pytest.mark.parametrize(
