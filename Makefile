@@ -11,16 +11,18 @@ INSTALLED := IDEMPOTENCY_TEST_INSTALLED=1 PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/
 SOURCES := pyproject.toml README.md LICENSE $(shell find idempotency persistence -name '*.py' -o -name py.typed)
 
 # What runs on other Pythons and on the lowest versions of the dependencies.  A table's layout and another engine show the same on
-# each of them: the stores in memory and on a plain table of DynamoDB Local will do.
-CORE_TESTS := tests/unit tests/conformance tests/behaviour -k 'not dynamodb-odd-names and not dynamodb-composite and not moto'
+# each of them: the stores in memory, on a plain table of DynamoDB Local and on one Valkey will do.
+CORE_TESTS := tests/unit tests/conformance tests/behaviour \
+	-k 'not dynamodb-odd-names and not dynamodb-composite and not moto and not cluster and not tls and not redis_server'
 OTHER_PYTHONS = $(filter-out $(shell cat .venv/python),$(shell tests/engines/pythons.sh | cut -d ' ' -f 1))
 # They compare with what Powertools does today, or need the durable functions SDK and with it a newer boto3.
-NOT_ON_LOWEST := tests/unit/test_json.py tests/unit/test_key.py tests/conformance/test_exchange.py tests/behaviour/test_durable_sdk.py
+NOT_ON_LOWEST := tests/unit/test_json.py tests/unit/test_key.py tests/behaviour/test_durable_sdk.py \
+	tests/conformance/test_exchange.py tests/conformance/test_cache_exchange.py
 test-on-lowest: CORE_TESTS += $(NOT_ON_LOWEST:%=--ignore=%)
 
 # They take long and reach no line that other tests do not: without coverage they take half the time.
-STRESS_TESTS := tests/model tests/e2e tests/conformance/test_races.py \
-	$(addprefix tests/fault/test_,chaos.py transfers.py crashes.py hidden_retries.py side_by_side.py)
+STRESS_TESTS := tests/model tests/e2e tests/conformance/test_races.py tests/conformance/test_cache_races.py \
+	$(addprefix tests/fault/test_,chaos.py cache_chaos.py cache_servers.py transfers.py crashes.py hidden_retries.py side_by_side.py)
 
 # Tests wait for engines half of the time.  A make that can shows the output of each run in one piece.
 PARALLEL = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
@@ -63,10 +65,10 @@ format: .venv/tests  ## Repair what ruff can
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-demo: .venv/wheel  ## The sample's functions on an embedded DynamoDB
+demo: .venv/wheel  ## The sample's functions on embedded servers
 	@$(INSTALLED) .venv/bin/python -m sample.demo
 
-engines: .engines/ready  ## Fetch DynamoDB Local; tests that need it are skipped where that fails
+engines: .engines/ready  ## Fetch DynamoDB Local and Redis; tests that need them are skipped where that fails
 
 clean:  ## Remove everything that was made here
 	rm -rf .venv .venvs .engines build dist .coverage .*_cache

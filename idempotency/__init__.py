@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from idempotency.serialization.pydantic import PydanticSerializer
     from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
     from persistence.bulk import copy_records, sweep_expired
+    from persistence.cache import AsyncCachePersistenceLayer, CachePersistenceLayer
     from persistence.datarecord import DataRecord
     from persistence.dynamodb import DynamoDBPersistenceLayer
     from persistence.exceptions import (
@@ -53,17 +54,20 @@ if TYPE_CHECKING:
         IdempotencyPersistenceLayerError,
         IdempotencyResultNotKeptError,
         IdempotencyTransactionCanceledError,
+        IdempotencyUnreachableError,
         IdempotencyValidationError,
     )
     from persistence.memory import InMemoryPersistenceLayer
     from persistence.offload import ResultOffload, S3ResultOffload
     from persistence.progress import BulkProgress
+    from persistence.redis import RedisCachePersistenceLayer
     from persistence.transaction import CancellationReason, Transaction
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncBasePersistenceLayer",
+    "AsyncCachePersistenceLayer",
     "AsyncIdempotent",
     "Attempt",
     "BaseError",
@@ -71,6 +75,7 @@ __all__ = [
     "BaseIdempotencySerializer",
     "BasePersistenceLayer",
     "BulkProgress",
+    "CachePersistenceLayer",
     "CancellationReason",
     "CustomDictSerializer",
     "DataRecord",
@@ -96,6 +101,7 @@ __all__ = [
     "IdempotencyPersistenceLayerError",
     "IdempotencyResultNotKeptError",
     "IdempotencyTransactionCanceledError",
+    "IdempotencyUnreachableError",
     "IdempotencyValidationError",
     "Idempotent",
     "IdempotentHookFunction",
@@ -103,6 +109,7 @@ __all__ = [
     "NoOpSerializer",
     "Observer",
     "PydanticSerializer",
+    "RedisCachePersistenceLayer",
     "Replayed",
     "ResultOffload",
     "S3ResultOffload",
@@ -143,6 +150,9 @@ _HOMES = {
     "AsyncBasePersistenceLayer": "persistence.base",
     "BasePersistenceLayer": "persistence.base",
     "BulkProgress": "persistence.progress",
+    "AsyncCachePersistenceLayer": "persistence.cache",
+    "CachePersistenceLayer": "persistence.cache",
+    "RedisCachePersistenceLayer": "persistence.redis",
     "copy_records": "persistence.bulk",
     "sweep_expired": "persistence.bulk",
     "CancellationReason": "persistence.transaction",
@@ -170,6 +180,7 @@ _HOMES = {
     "IdempotencyPersistenceLayerError": "persistence.exceptions",
     "IdempotencyResultNotKeptError": "persistence.exceptions",
     "IdempotencyTransactionCanceledError": "persistence.exceptions",
+    "IdempotencyUnreachableError": "persistence.exceptions",
     "IdempotencyValidationError": "persistence.exceptions",
 }
 

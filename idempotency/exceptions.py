@@ -19,6 +19,7 @@ from persistence.exceptions import (
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
     IdempotencyTransactionCanceledError,
+    IdempotencyUnreachableError,
     IdempotencyValidationError,
 )
 
@@ -41,5 +42,6 @@ __all__ = [
     "IdempotencyPersistenceLayerError",
     "IdempotencyResultNotKeptError",
     "IdempotencyTransactionCanceledError",
+    "IdempotencyUnreachableError",
     "IdempotencyValidationError",
 ]

@@ -8,19 +8,27 @@ from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
 from persistence.datarecord import DataRecord, Status
 
 if TYPE_CHECKING:
+    from persistence.cache import AsyncCachePersistenceLayer, CachePersistenceLayer
     from persistence.dynamodb import DynamoDBPersistenceLayer
     from persistence.memory import InMemoryPersistenceLayer
 
 __all__ = [
     "AsyncBasePersistenceLayer",
+    "AsyncCachePersistenceLayer",
     "BasePersistenceLayer",
+    "CachePersistenceLayer",
     "DataRecord",
     "DynamoDBPersistenceLayer",
     "InMemoryPersistenceLayer",
     "Status",
 ]
 
-_LAZY = {"DynamoDBPersistenceLayer": "persistence.dynamodb", "InMemoryPersistenceLayer": "persistence.memory"}
+_LAZY = {
+    "AsyncCachePersistenceLayer": "persistence.cache",
+    "CachePersistenceLayer": "persistence.cache",
+    "DynamoDBPersistenceLayer": "persistence.dynamodb",
+    "InMemoryPersistenceLayer": "persistence.memory",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -93,7 +93,11 @@ class IdempotencyPersistenceConnectionError(BaseError):
 
 
 class IdempotencyPersistenceConsistencyError(BaseError):
-    """Kept for code that catches it; nothing here raises it."""
+    """What a cache holds under the key is no idempotency record; it is the cause of an `IdempotencyPersistenceLayerError`."""
+
+
+class IdempotencyUnreachableError(IdempotencyPersistenceConnectionError, IdempotencyPersistenceConfigError):
+    """The cache could not be reached, or let nobody in, when the store was constructed: its address or credentials are wrong."""
 
 
 class IdempotencyLeaseLostError(IdempotencyPersistenceLayerError):

@@ -1,8 +1,9 @@
-"""Powertools' own idempotency and this library's, on one table and one clock, behind the same few names."""
+"""Powertools' own idempotency and this library's, on one table or cache and one clock, behind the same few names."""
 
 from __future__ import annotations
 
 import datetime as dt
+import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from aws_lambda_powertools.utilities.idempotency import exceptions as powertools
 from aws_lambda_powertools.utilities.idempotency.persistence import base as powertools_layer
 from aws_lambda_powertools.utilities.idempotency.persistence import datarecord as powertools_record
 from aws_lambda_powertools.utilities.idempotency.persistence import dynamodb as powertools_dynamodb
+from aws_lambda_powertools.utilities.idempotency.persistence import redis as powertools_cache
 
 import idempotency as ours
 from persistence import exceptions as our_exceptions
@@ -30,7 +32,7 @@ KEY_PREFIX = "payments"
 
 @dataclass
 class Library:
-    """One of the two, on a table.
+    """One of the two, on a table or a cache.
 
     `decorate` makes a handler idempotent under a key prefix that both share; *settings* are those of `IdempotencyConfig`.
     """
@@ -64,6 +66,24 @@ def ours_on(table_name: str, client: Any, clock: FakeClock, **layout: Any) -> Li
     return Library("ours", ours.idempotent, ours.IdempotencyConfig, new_store, our_exceptions)
 
 
+def powertools_on_cache(client: Any, **names: str) -> Library:
+    def new_store() -> powertools_cache.RedisCachePersistenceLayer:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of both of its names
+            return powertools_cache.RedisCachePersistenceLayer(client=client, **names)
+
+    return Library("powertools", powertools.idempotent, powertools.IdempotencyConfig, new_store, powertools_exceptions)
+
+
+def ours_on_cache(client: Any, clock: FakeClock, **names: str) -> Library:
+    def new_store() -> ours.CachePersistenceLayer:
+        store = ours.CachePersistenceLayer(client=client, **names)
+        store.clock_ms = clock
+        store.sleep_ms = clock.sleep_ms
+        return store
+
+    return Library("ours", ours.idempotent, ours.IdempotencyConfig, new_store, our_exceptions)
+
+
 def set_powertools_clock(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
     """Have Powertools live by the test's clock.
 
@@ -77,5 +97,5 @@ def set_powertools_clock(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> N
 
     frozen = ModuleType("datetime")
     frozen.__dict__.update({**vars(dt), "datetime": Datetime})
-    for module in (powertools_handler, powertools_layer, powertools_record, powertools_dynamodb):
+    for module in (powertools_handler, powertools_layer, powertools_record, powertools_dynamodb, powertools_cache):
         monkeypatch.setattr(module, "dt", frozen)

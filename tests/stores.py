@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
+import redis.asyncio
+import valkey
+import valkey.asyncio
 from boto3.dynamodb.types import TypeDeserializer
 from engines.tables import create_table, shared_client
 
-from idempotency import DynamoDBPersistenceLayer, InMemoryPersistenceLayer
+from idempotency import (
+    AsyncCachePersistenceLayer,
+    CachePersistenceLayer,
+    DynamoDBPersistenceLayer,
+    InMemoryPersistenceLayer,
+)
 from persistence._large_results import ITEM_SIZE_THRESHOLD, MAX_RESULT_BYTES, LargeResults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from doubles import FakeClock
 
     from persistence.base import BasePersistenceLayer
 
-    Peek = Callable[[str], dict[str, Any] | None]
+Peek = Callable[[str], dict[str, Any] | None]
 
 
 @dataclass
@@ -27,10 +37,12 @@ class Made:
     """A fresh store on a fake clock, and *peek*: the raw record by the idempotency key, read without the store.
 
     What `peek` returns has Powertools' default attribute names, whatever those of the store; None if there is no record.
+    *new_awaited* makes an async store on the same records, where the backend has one of its own.
     """
 
     store: BasePersistenceLayer
     peek: Peek
+    new_awaited: Callable[[], AsyncCachePersistenceLayer] | None = None
 
 
 def memory(clock: FakeClock, _endpoint: str) -> Made:
@@ -124,6 +136,53 @@ def dynamodb_composite(clock: FakeClock, endpoint: str) -> Made:
     return dynamodb(clock, endpoint, sort_key_attr="sk", static_pk_value="idempotency#payments")
 
 
+@cache
+def shared_cache_client(new_client: Callable[..., Any], url: str, **options: Any) -> Any:
+    """One client for all tests, because each has a pool of connections."""
+    return new_client(url, **options)
+
+
+def cached(
+    clock: FakeClock,
+    url: str,
+    new_client: Callable[..., Any] = redis.Redis.from_url,
+    new_async_client: Callable[..., Any] = redis.asyncio.Redis.from_url,
+    client_options: tuple[tuple[str, Any], ...] = (),
+    **options: Any,
+) -> Made:
+    """A store on an emptied server."""
+    client = shared_cache_client(new_client, url, **dict(client_options))
+    client.flushall()
+    store = CachePersistenceLayer(client=client, **options)
+    store.clock_ms = clock
+    store.sleep_ms = clock.sleep_ms
+
+    def peek(key: str) -> dict[str, Any] | None:
+        text = client.get(key)
+        if text is None:
+            return None
+        names = {options.get(option, default): default for option, default in DEFAULT_NAMES.items()}
+        return {"id": key, **{names.get(name, name): value for name, value in json.loads(text).items()}}
+
+    def new_awaited() -> AsyncCachePersistenceLayer:
+        awaited = AsyncCachePersistenceLayer(client=new_async_client(url, **dict(client_options)), **options)
+        awaited.clock_ms = clock
+        return awaited
+
+    return Made(store, peek, new_awaited)
+
+
+def cached_odd_names(clock: FakeClock, url: str) -> Made:
+    """With valkey-py, and a client whose answers are texts."""
+    names = {option: name for option, name in ODD_NAMES.items() if option not in ("key_attr", "region_attr")}
+    clients = valkey.Valkey.from_url, valkey.asyncio.Valkey.from_url
+    return cached(clock, url, *clients, (("decode_responses", True),), **names)
+
+
+def clustered(clock: FakeClock, url: str) -> Made:
+    return cached(clock, url, redis.RedisCluster.from_url, redis.asyncio.RedisCluster.from_url)
+
+
 #: (factory, the fixture that gives its endpoint)
 STORES = [
     pytest.param((memory, None), id="memory"),
@@ -131,4 +190,9 @@ STORES = [
     pytest.param((dynamodb_odd_names, "dynamodb_local"), id="dynamodb-odd-names", marks=pytest.mark.dynamodb_local),
     pytest.param((dynamodb_composite, "dynamodb_local"), id="dynamodb-composite", marks=pytest.mark.dynamodb_local),
     pytest.param((dynamodb, "moto_server"), id="moto", marks=pytest.mark.moto),
+    pytest.param((cached, "valkey_server"), id="valkey", marks=pytest.mark.valkey),
+    pytest.param((cached_odd_names, "valkey_server"), id="valkey-odd-names", marks=pytest.mark.valkey),
+    pytest.param((clustered, "valkey_cluster"), id="valkey-cluster", marks=pytest.mark.valkey_cluster),
+    pytest.param((cached, "valkey_tls"), id="valkey-tls", marks=pytest.mark.valkey_tls),
+    pytest.param((cached, "redis_server"), id="redis", marks=pytest.mark.redis),
 ]

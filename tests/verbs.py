@@ -8,6 +8,7 @@ from functools import partial
 from threading import Barrier
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from idempotency import AsyncCachePersistenceLayer
 from persistence.datarecord import DataRecord, Status
 from persistence.exceptions import BaseError
 from persistence.threaded import ThreadedPersistenceLayer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from doubles import FakeClock
 
-    from persistence.base import BasePersistenceLayer
+    from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
 
 T = TypeVar("T")
 
@@ -43,6 +44,9 @@ class Verbs:
     def __init__(self, store: BasePersistenceLayer, clock: FakeClock) -> None:
         self._store = store
         self._clock = clock
+
+    def close(self) -> None:
+        """Nothing was opened here."""
 
     def claim(self, offer: DataRecord) -> DataRecord:
         return self._store.claim(offer)
@@ -96,32 +100,39 @@ class Verbs:
 
 
 class AwaitedVerbs(Verbs):
-    """The same of the store behind `ThreadedPersistenceLayer`, each call in an event loop of its own."""
+    """The same of a store that is awaited: the backend's own, or the sync one behind `ThreadedPersistenceLayer`."""
 
-    def __init__(self, store: BasePersistenceLayer, clock: FakeClock) -> None:
+    def __init__(self, store: BasePersistenceLayer, clock: FakeClock, awaited: AsyncBasePersistenceLayer | None = None) -> None:
         super().__init__(store, clock)
-        self._awaited = ThreadedPersistenceLayer(store)
+        self._awaited = awaited or ThreadedPersistenceLayer(store)
+        # One loop for all calls, because the connections of an async client belong to theirs.
+        self._runner = asyncio.Runner()
+
+    def close(self) -> None:
+        if isinstance(self._awaited, AsyncCachePersistenceLayer):
+            self._runner.run(self._awaited.aclose())
+        self._runner.close()
 
     def claim(self, offer: DataRecord) -> DataRecord:
-        return asyncio.run(self._awaited.claim(offer))
+        return self._runner.run(self._awaited.claim(offer))
 
     def fetch(self, key: str) -> DataRecord | None:
-        return asyncio.run(self._awaited.fetch(key))
+        return self._runner.run(self._awaited.fetch(key))
 
     def complete(self, record: DataRecord) -> None:
-        asyncio.run(self._awaited.complete(record))
+        self._runner.run(self._awaited.complete(record))
 
     def release(self, record: DataRecord) -> None:
-        asyncio.run(self._awaited.release(record))
+        self._runner.run(self._awaited.release(record))
 
     def renew(self, record: DataRecord) -> None:
-        asyncio.run(self._awaited.renew(record))
+        self._runner.run(self._awaited.renew(record))
 
     def load(self, record: DataRecord) -> DataRecord:
-        return asyncio.run(self._awaited.load(record))
+        return self._runner.run(self._awaited.load(record))
 
     def claim_at_once(self, offers: Sequence[DataRecord]) -> list[DataRecord | BaseError]:
-        return asyncio.run(self._gathered([self._awaited.claim(offer) for offer in offers]))
+        return self._runner.run(self._gathered([self._awaited.claim(offer) for offer in offers]))
 
     @staticmethod
     async def _gathered(claiming: Sequence[Coroutine[Any, Any, DataRecord]]) -> list[DataRecord | BaseError]:

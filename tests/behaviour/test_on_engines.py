@@ -1,4 +1,4 @@
-"""A few of the decorators' stories on DynamoDB, which evaluates the conditions."""
+"""A few of the decorators' stories on DynamoDB and on caches, which evaluate the conditions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from behaviour.kit import PREFIX, Form, Work, key_of
 from doubles import LambdaContext, incompressible
-from stores import Made, dynamodb, dynamodb_composite, dynamodb_odd_names
+from stores import STORES, Made, cached, dynamodb, dynamodb_composite
 
 from idempotency import (
     IdempotencyAlreadyInProgressError,
     IdempotencyConfig,
+    IdempotencyPersistenceConfigError,
     IdempotencyResultNotKeptError,
     IdempotencyValidationError,
     idempotent,
     make_idempotent,
+    transaction,
 )
 
 if TYPE_CHECKING:
@@ -27,9 +29,10 @@ if TYPE_CHECKING:
 ORDER = {"id": 7, "amount": 10}
 
 
-@pytest.fixture(params=[dynamodb, dynamodb_odd_names, dynamodb_composite], ids=["plain", "odd names", "composite"])
-def made(request: pytest.FixtureRequest, clock: FakeClock, dynamodb_local: str) -> Made:
-    made: Made = request.param(clock, dynamodb_local)
+@pytest.fixture(params=[each for each in STORES if each.id not in ("memory", "moto")])
+def made(request: pytest.FixtureRequest, clock: FakeClock) -> Made:
+    factory, endpoint_fixture = request.param
+    made: Made = factory(clock, request.getfixturevalue(endpoint_fixture))
     return made
 
 
@@ -97,7 +100,8 @@ def test_a_changed_payload_is_refused_before_and_after_completion(made: Made) ->
     assert refused == ["Payload does not match stored record for this event key"]
 
 
-def test_a_result_beyond_the_size_of_an_item_is_not_kept_and_not_run_again(made: Made) -> None:
+def test_a_result_beyond_the_size_of_an_item_is_not_kept_and_not_run_again(clock: FakeClock, dynamodb_local: str) -> None:
+    made = dynamodb(clock, dynamodb_local)
     work = Work(result=incompressible(800 * 1024))
     call = make_idempotent(work, persistence_store=made.store, key_prefix=PREFIX)
 
@@ -165,6 +169,43 @@ def test_of_racing_tasks_one_runs_and_the_others_are_refused(made: Made) -> None
 
     assert sorted(asyncio.run(story())) == ["paid"] + ["refused"] * 7
     assert runs == [7]
+
+
+def test_a_cache_with_an_asyncio_client_serves_async_functions(clock: FakeClock, valkey_server: str) -> None:
+    made = cached(clock, valkey_server)
+    runs: list[int] = []
+
+    async def charge(order: int) -> str:
+        runs.append(order)
+        return "paid"
+
+    async def story() -> list[str]:
+        store = made.new_awaited()
+        call: Any = make_idempotent(charge, persistence_store=store, key_prefix=PREFIX)
+        answers = [await call(7), await call(7)]
+        await store.aclose()
+        return answers
+
+    assert asyncio.run(story()) == ["paid", "paid"]
+    assert (runs, made.peek(key_of(7))["data"]) == ([7], '"paid"')
+
+
+def test_a_text_that_utf_8_cannot_encode_is_replayed_all_the_same(made: Made) -> None:
+    """A lone surrogate, which JSON can name."""
+    work = Work(result="\ud800")
+    call = make_idempotent(work, persistence_store=made.store)
+    call(7)
+
+    assert call(7) == "\ud800"
+    assert work.runs == [7]
+
+
+def test_a_cache_has_no_transactions(clock: FakeClock, valkey_server: str) -> None:
+    made = cached(clock, valkey_server)
+    call = make_idempotent(lambda order: transaction(), persistence_store=made.store)
+
+    with pytest.raises(IdempotencyPersistenceConfigError, match="^CachePersistenceLayer has no transactions"):
+        call(7)
 
 
 @pytest.fixture

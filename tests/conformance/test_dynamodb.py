@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KEY = "orders.handler#1"
 
-TABLES = [param for param in STORES if param.id != "memory"]
+TABLES = [param for param in STORES if param.id.startswith("dynamodb") or param.id == "moto"]
 on_every_table = pytest.mark.parametrize("made", TABLES, indirect=True)
 on_a_composite_table = pytest.mark.parametrize("made", [param for param in TABLES if "composite" in param.id], indirect=True)
 

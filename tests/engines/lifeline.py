@@ -5,6 +5,7 @@ Standard input is a pipe from the test process.  It ends when that process close
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -42,7 +43,9 @@ def main(command: list[str]) -> int:
 
 
 def _kill_at_end_of_input(server: subprocess.Popen[bytes]) -> None:
-    sys.stdin.buffer.read()
+    # Not `sys.stdin`, whose lock a thread that still reads holds when the interpreter ends: that takes a second, and aborts.
+    while os.read(0, 1):
+        pass
     server.kill()
 
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from engines import EngineUnavailableError
+from engines import caches as _caches
 from engines import dynamodb_local as _dynamodb_local
 from engines import moto_server as _moto_server
+from engines import tls as _tls
 from engines.repository import make_sample_importable, packages_that_are_not_installed
 
 if TYPE_CHECKING:
@@ -58,7 +60,14 @@ class Engine:
 Engines = dict[str, Engine]
 ENGINES: Final = pytest.StashKey[Engines]()
 #: By the name of the fixture.
-MARKERS: Final = {"dynamodb_local": "dynamodb_local", "moto_server": "moto"}
+MARKERS: Final = {
+    "dynamodb_local": "dynamodb_local",
+    "moto_server": "moto",
+    "valkey_server": "valkey",
+    "valkey_cluster": "valkey_cluster",
+    "valkey_tls": "valkey_tls",
+    "redis_server": "redis",
+}
 
 
 def is_strict() -> bool:
@@ -89,6 +98,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ENGINES] = {
         "dynamodb_local": Engine("DynamoDB Local", _dynamodb_local.running),
         "moto": Engine("moto", _moto_server.running),
+        "valkey": Engine("Valkey", _caches.valkey),
+        "valkey_cluster": Engine("Valkey cluster", _caches.cluster),
+        "valkey_tls": Engine("Valkey behind TLS", _tls.valkey_tls),
+        "redis": Engine("Redis", _caches.redis),
     }
     if os.environ.get("IDEMPOTENCY_TEST_INSTALLED") == "1" and (elsewhere := packages_that_are_not_installed()):
         raise pytest.UsageError(f"The tests are for the installed wheel, but {' and '.join(elsewhere)}.")
@@ -112,6 +125,30 @@ def dynamodb_local(pytestconfig: pytest.Config) -> Iterator[str]:
 def moto_server(pytestconfig: pytest.Config) -> Iterator[str]:
     """The endpoint of moto's DynamoDB, which serves one request at a time; one server for all tests."""
     yield from _endpoint(pytestconfig.stash[ENGINES]["moto"])
+
+
+@pytest.fixture(scope="session")
+def valkey_server(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The URL of a Valkey server; one for all tests, each of which begins with an empty one."""
+    yield from _endpoint(pytestconfig.stash[ENGINES]["valkey"])
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The URL of a node of a Valkey cluster; one cluster for all tests, each of which begins with an empty one."""
+    yield from _endpoint(pytestconfig.stash[ENGINES]["valkey_cluster"])
+
+
+@pytest.fixture(scope="session")
+def valkey_tls(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The URL of a Valkey server behind TLS, with whom to trust; one for all tests, each of which begins with an empty one."""
+    yield from _endpoint(pytestconfig.stash[ENGINES]["valkey_tls"])
+
+
+@pytest.fixture(scope="session")
+def redis_server(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The URL of a Redis server; one for all tests, each of which begins with an empty one."""
+    yield from _endpoint(pytestconfig.stash[ENGINES]["redis"])
 
 
 def _endpoint(engine: Engine) -> Iterator[str]:

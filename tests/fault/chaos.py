@@ -22,16 +22,23 @@ from fault.history import History
 from fault.proxy import SLOW, Harm
 from faults import PREFIX, Suspended, key_of, keyed
 
-from idempotency import BaseError, DynamoDBPersistenceLayer, current_attempt, idempotent, idempotent_function
+from idempotency import BaseError, current_attempt, idempotent, idempotent_function
+from persistence.base import call_deadline_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from fault.proxy import Answer, FaultProxy, Request
+    from fault import proxy as dynamodb
+    from fault import resp_proxy as cache
     from stores import Peek
 
     from idempotency import Attempt
     from idempotency.heartbeat import Heartbeat
+    from persistence.base import BasePersistenceLayer
+
+    Proxy = dynamodb.FaultProxy | cache.RespProxy
+    Request = dynamodb.Request | cache.Request
+    Answer = dynamodb.Answer | cache.Answer
 
 LEASE_SECONDS: Final = 60
 INVOCATION_MS: Final = 30_000
@@ -151,8 +158,8 @@ class Chaos:
 
     def __init__(
         self,
-        new_store: Callable[[], DynamoDBPersistenceLayer],
-        proxy: FaultProxy,
+        new_store: Callable[[], BasePersistenceLayer],
+        proxy: Proxy,
         peek: Peek,
         heartbeat: Heartbeat,
         *,
@@ -219,7 +226,7 @@ class Chaos:
         finally:
             del job.at_work[calls[0].name]
 
-    def _job(self, number: int, store: DynamoDBPersistenceLayer) -> Job:
+    def _job(self, number: int, store: BasePersistenceLayer) -> Job:
         clock = SharedClock()
         store.clock_ms, store.sleep_ms = clock, clock.sleep_ms
         config = keyed(lease_seconds=LEASE_SECONDS, expires_after_seconds=KEPT_SECONDS)
@@ -305,8 +312,8 @@ class Chaos:
     def _run(self, call: Call) -> str:
         """The function itself: what happens meanwhile, and how it ends."""
         attempt, history = current_attempt(), call.job.history
-        # Stopped at the end of its lease but for the margin; a function has a lease that is renewed, and nothing stops it.
-        stopped_ms = None if call.is_renewed else (attempt.lease_end_ms or 0) - 1_000
+        # None of a function whose lease is renewed; one that knows a handler's deadline is stopped with it.
+        stopped_ms = call_deadline_ms.get()
         run = history.begin(call.name, lambda: attempt.lease_end_ms or 0, stopped_ms)
         self._meanwhile(call, attempt)
         match call.end:
@@ -355,14 +362,22 @@ class Chaos:
 
     def _watch(self, request: Request, harm: Harm | None, answer: Answer | None) -> None:
         """Note a request in the history of its key.  One whose client gives up takes as long as that waits."""
-        parameters = request.parameters
-        item = parameters.get("Item") or parameters["Key"]
-        token = item.get("owner_token") or parameters.get("ExpressionAttributeValues", {}).get(":owner_token") or {"S": ""}
-        job = self._by_key[item["id"]["S"]]
+        key, token = self._about(request)
+        if key not in self._by_key:  # a client's greeting
+            return
+        job = self._by_key[key]
         became = "kept from the table" if answer is None else f"answered {answer.status}"
         again = ", sent again by the SDK" if request.is_repetition else ""
         struck = "" if harm is None else f", {harm.name}"
-        job.history.note(f"  {request.operation} {request.number} of token {token['S'][:6]}{again}: {became}{struck}")
+        job.history.note(f"  {request.operation} {request.number} of token {token[:6]}{again}: {became}{struck}")
         if harm in SLOW and request not in self._timed_out:
             self._timed_out.append(request)
             job.clock.advance(ms=TIMEOUT_MS)
+
+    @staticmethod
+    def _about(request: Any) -> tuple[str, str]:
+        """The key that a request is about, and the owner token that it names."""
+        parameters = request.parameters
+        item = parameters.get("Item") or parameters["Key"]
+        token = item.get("owner_token") or parameters.get("ExpressionAttributeValues", {}).get(":owner_token") or {"S": ""}
+        return item["id"]["S"], token["S"]

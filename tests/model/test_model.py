@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from oracle import Entry, Meaning, Oracle
-from stores import dynamodb, memory
+from stores import cached, clustered, dynamodb, memory
 
 from idempotency import events
 from idempotency.execution import (
@@ -583,5 +583,35 @@ def test_interleaved_attempts_keep_every_promise_on_dynamodb(dynamodb_local: str
 
     # Shrinking takes minutes there, and what fails there alone is seldom subtle.
     visited = play("OnDynamoDB", dynamodb(clock, dynamodb_local), clock, examples=25, steps=30, phases=[Phase.generate])
+
+    assert visited["Executed"] + visited["Replayed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("made", "examples"),
+    [
+        pytest.param(
+            lambda clock, request: cached(clock, request.getfixturevalue("valkey_server")),
+            100,
+            id="valkey",
+            marks=pytest.mark.valkey,
+        ),
+        pytest.param(
+            lambda clock, request: clustered(clock, request.getfixturevalue("valkey_cluster")),
+            15,
+            id="valkey-cluster",
+            marks=pytest.mark.valkey_cluster,
+        ),
+        pytest.param(
+            lambda clock, request: cached(clock, request.getfixturevalue("redis_server")), 15, id="redis", marks=pytest.mark.redis
+        ),
+    ],
+)
+def test_interleaved_attempts_keep_every_promise_in_a_cache(
+    request: pytest.FixtureRequest, made: Callable[[FakeClock, pytest.FixtureRequest], Made], examples: int
+) -> None:
+    clock = FakeClock()
+
+    visited = play("InACache", made(clock, request), clock, examples=examples, steps=40, phases=[Phase.generate])
 
     assert visited["Executed"] + visited["Replayed"] > 0

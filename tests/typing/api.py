@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, assert_type
 
 from idempotency import (
     AsyncBasePersistenceLayer,
+    AsyncCachePersistenceLayer,
     AsyncIdempotent,
     Attempt,
     BaseIdempotencySerializer,
     BasePersistenceLayer,
     BulkProgress,
+    CachePersistenceLayer,
     CancellationReason,
     CustomDictSerializer,
     DataclassSerializer,
@@ -32,12 +34,14 @@ from idempotency import (
     IdempotencyConfig,
     IdempotencyLeaseLostError,
     IdempotencyTransactionCanceledError,
+    IdempotencyUnreachableError,
     Idempotent,
     IdempotentHookFunction,
     InMemoryPersistenceLayer,
     NoOpSerializer,
     Observer,
     PydanticSerializer,
+    RedisCachePersistenceLayer,
     Replayed,
     ResultOffload,
     S3ResultOffload,
@@ -515,3 +519,23 @@ def annotated(function: Idempotent[[int], str], async_function: AsyncIdempotent[
 
 annotated(direct, async_direct)
 annotated(made, async_made)
+
+
+# Caches
+
+cache = CachePersistenceLayer("", "localhost", 6379, "user", "password", 0, "standalone", ssl=False)
+CachePersistenceLayer(url="rediss://localhost:6379/0", min_replicas_ack=1)
+CachePersistenceLayer(client=object(), expiry_attr="ttl", owner_token_attr="owner")
+CachePersistenceLayer(host="localhost", mode="sentinel")  # type: ignore[arg-type]
+assert_type(RedisCachePersistenceLayer(host="localhost"), CachePersistenceLayer)
+awaited_cache = AsyncCachePersistenceLayer(host="localhost", mode="cluster")
+sync_layer: BasePersistenceLayer = cache
+async_layer: AsyncBasePersistenceLayer = awaited_cache
+
+
+async def close_cache() -> None:
+    assert_type(await awaited_cache.aclose(), None)
+
+
+def unreachable(error: IdempotencyUnreachableError) -> str:
+    return error.message

@@ -20,9 +20,12 @@ from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
     IdempotencyLeaseLostError,
     IdempotencyOrphanedError,
+    IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceConnectionError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
     IdempotencyTransactionCanceledError,
+    IdempotencyUnreachableError,
 )
 from persistence.transaction import CancellationReason
 
@@ -41,12 +44,13 @@ POWERTOOLS_NAMES = [
     "IdempotencyPersistenceLayerError",
     "IdempotencyValidationError",
 ]
-OWN = {
-    IdempotencyBulkIncompleteError: IdempotencyPersistenceLayerError,
-    IdempotencyLeaseLostError: IdempotencyPersistenceLayerError,
-    IdempotencyResultNotKeptError: IdempotencyPersistenceLayerError,
-    IdempotencyTransactionCanceledError: IdempotencyPersistenceLayerError,
-    IdempotencyOrphanedError: IdempotencyAlreadyInProgressError,
+OWN: dict[type[BaseError], tuple[type[BaseError], ...]] = {
+    IdempotencyBulkIncompleteError: (IdempotencyPersistenceLayerError,),
+    IdempotencyLeaseLostError: (IdempotencyPersistenceLayerError,),
+    IdempotencyResultNotKeptError: (IdempotencyPersistenceLayerError,),
+    IdempotencyTransactionCanceledError: (IdempotencyPersistenceLayerError,),
+    IdempotencyOrphanedError: (IdempotencyAlreadyInProgressError,),
+    IdempotencyUnreachableError: (IdempotencyPersistenceConnectionError, IdempotencyPersistenceConfigError),
 }
 EVERY_ERROR: list[type[BaseError]] = [BaseError, *(getattr(exceptions, name) for name in POWERTOOLS_NAMES), *OWN]
 RECORD = DataRecord("fn#1", "INPROGRESS", 1_800_000_000, 1_800_000_000_250, '"secret"', "hash", holder="request-1", generation=2)
@@ -63,7 +67,7 @@ def test_each_of_the_thirteen_known_errors_is_a_direct_child_of_the_root(name: s
     assert getattr(exceptions, name).__bases__ == (BaseError,)
 
 
-def test_there_are_thirteen_known_errors_and_five_of_our_own() -> None:
+def test_there_are_thirteen_known_errors_and_six_of_our_own() -> None:
     defined = {
         name for name, value in vars(exceptions).items() if isinstance(value, type) and value.__module__ == exceptions.__name__
     }
@@ -72,8 +76,10 @@ def test_there_are_thirteen_known_errors_and_five_of_our_own() -> None:
 
 
 @pytest.mark.parametrize(("own", "known"), OWN.items())
-def test_our_own_errors_are_caught_by_who_catches_the_known_ones(own: type[BaseError], known: type[BaseError]) -> None:
-    assert own.__bases__ == (known,)
+def test_our_own_errors_are_caught_by_who_catches_the_known_ones(
+    own: type[BaseError], known: tuple[type[BaseError], ...]
+) -> None:
+    assert own.__bases__ == known
 
 
 def test_the_root_is_an_exception_and_nothing_else() -> None:

@@ -1,0 +1,412 @@
+"""Clients of Valkey and Redis: how one is made, what its errors mean, and how a script is sent through it.
+
+Neither package is imported until a client is to be made.  Errors are told apart by the names of their classes and by the codes in
+their texts, which redis-py, valkey-py and Valkey GLIDE share: https://valkey.io/topics/protocol/#simple-errors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from urllib.parse import urlsplit
+
+from persistence._cache_scripts import has_written
+from persistence.exceptions import IdempotencyPersistenceConfigError, IdempotencyUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from persistence._cache_scripts import Script
+    from persistence._steps import Steps
+
+Mode = Literal["standalone", "cluster"]
+
+#: Seconds.  A cache answers within a millisecond; a client without limits would outlive the invocation.
+CONNECT_TIMEOUT: Final = 1
+READ_TIMEOUT: Final = 2
+#: How long a server waits for its replicas, in milliseconds; less than the read timeout.
+REPLICATION_MS: Final = 500
+
+#: Answers that mean "not now", as codes and as the names that clients make of them: the request was not applied.
+#: A master that is loading, was demoted, or moved the key's slot; one that is out of memory, busy, or short of replicas.
+NOT_NOW: Final = frozenset(
+    {
+        "ask",
+        "busy",
+        "busyloading",
+        "circuitbreaker",
+        "clusterdown",
+        "loading",
+        "masterdown",
+        "maxconnections",
+        "misconf",
+        "moved",
+        "noreplicas",
+        "oom",
+        "outofmemory",
+        "readonly",
+        "tryagain",
+    }
+)
+#: Nobody knows whether the request was applied, or it was never sent.
+NO_ANSWER: Final = frozenset(
+    {"cluster", "closing", "connection", "invalidresponse", "redisclusterexception", "timeout", "valkeyclusterexception"}
+)
+#: Of a connection that came about, and was refused by what is configured.
+NOT_ALLOWED: Final = frozenset({"authentication", "authenticationwrongnumberofargs", "authorization"})
+
+#: The code at the start of a server's error, behind what GLIDE writes before it, and what Redis 6 does if a script met the error.
+_CODE: Final = re.compile(
+    r"(?:An error was signalled by the server: - )?(?:ResponseError: )?"
+    r"(?:(?:ERR )?Error running script \(call to \w+\): (?:@user_script: ?\d+: )*)?-?([A-Za-z]+)"
+)
+#: How a server repeats the arguments of a command that it does not know, and a client those of one that it cannot send.
+_ARGUMENTS: Final = re.compile(r"(?:, with args beginning with:|No targets were found to execute).*", re.DOTALL)
+
+#: A port, in the text of urllib's complaint about it, is the end of a password with a "/", "?" or "#" in it.
+_URL_HINT: Final = (
+    "url is none of Valkey or Redis: expected rediss://user:password@host:port/db, "
+    "with special characters in the password percent-encoded"
+)
+
+
+class CacheClientProtocol(Protocol):
+    """The least that is used of a client: with no more than this, the store has no scripts to rely on.
+
+    A client with `eval` and `evalsha`, as in redis-py and valkey-py, or with `invoke_script`, as in Valkey GLIDE, is better.
+    """
+
+    def get(self, name: str, /) -> Any:
+        """The value, as bytes or text; None if there is none."""
+
+    def set(
+        self,
+        name: str,
+        value: str,
+        ex: float | timedelta | None = ...,
+        px: float | timedelta | None = ...,
+        nx: bool = ...,
+    ) -> Any:
+        """Something true if the value was set; *ex* in seconds."""
+
+    def delete(self, name: str, /) -> Any:
+        """Remove the key."""
+
+
+class CacheConnection:
+    """How to reach a server, and clients for it.  Neither its repr nor its errors show the password.
+
+    Raises:
+        IdempotencyPersistenceConfigError: an unknown mode, a URL that is none, or no address at all.
+    """
+
+    def __init__(
+        self,
+        url: str = "",
+        host: str = "",
+        port: int = 6379,
+        username: str = "",
+        password: str = "",
+        db_index: int = 0,
+        mode: Mode = "standalone",
+        ssl: bool = True,
+    ) -> None:
+        if mode not in ("standalone", "cluster"):
+            raise IdempotencyPersistenceConfigError(f"Mode {mode} not supported")
+        if not url and not host:
+            raise IdempotencyPersistenceConfigError("A cache store needs a url, a host, or a client")
+        self.url = url
+        self.host = host
+        self.port = port
+        self.username = username
+        self.password = password
+        self.db_index = db_index
+        self.mode = mode
+        self.ssl = ssl
+
+    def client(self, *, is_async: bool) -> Any:
+        """A client by redis-py, or by valkey-py where that is all there is.  A cluster's sync one connects at once.
+
+        Raises:
+            IdempotencyPersistenceConfigError: neither package is installed, or the URL is none.
+            IdempotencyUnreachableError: the cluster cannot be reached.
+        """
+        package = _package()
+        name = package.__name__.capitalize() + ("Cluster" if self.mode == "cluster" else "")
+        client_class = getattr(import_module(f"{package.__name__}.asyncio") if is_async else package, name)
+        options = _patience(package, is_cluster=self.mode == "cluster", is_async=is_async)
+        if self.url:
+            return self._from_url(client_class, options)
+        if self.ssl:
+            options |= {"ssl": True, "ssl_check_hostname": True}
+        if self.mode == "standalone":
+            options["db"] = self.db_index
+        connect = partial(client_class, host=self.host, port=self.port, username=self.username or None, **options)
+        return self._reached(partial(connect, password=self.password or None))
+
+    def _from_url(self, client_class: Any, options: dict[str, Any]) -> Any:
+        scheme, colon, rest = self.url.partition(":")
+        # redis-py does not know Valkey's schemes.
+        scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
+        if scheme == "rediss" and "ssl_cert_reqs=none" not in rest:  # without a certificate there is no name to check
+            options["ssl_check_hostname"] = True
+        if scheme == "unix":
+            del options["socket_connect_timeout"]
+        try:
+            parts = urlsplit(self.url)
+            _ = parts.port
+            # An "@" behind the host is the end of a password with a "/", "?" or "#" in it.
+            if scheme == "unix" or "@" not in parts.path + parts.query + parts.fragment:
+                return self._reached(partial(client_class.from_url, f"{scheme}{colon}{rest}", **options))
+        except ValueError:
+            pass  # its text may hold a part of the password
+        raise IdempotencyPersistenceConfigError(_URL_HINT)
+
+    def _reached(self, connect: Any) -> Any:
+        try:
+            return connect()
+        except Exception as error:
+            if isinstance(error, ValueError) or not is_unanswered(error):
+                raise
+            raise self.unreachable(error) from error
+
+    def unreachable(self, error: Exception) -> IdempotencyUnreachableError:
+        """The error of a server that cannot be reached, with what may be the matter."""
+        place = f"{self.host}:{self.port}" if not self.url else "the given url"
+        if self.url:
+            hint = " The scheme says whether it has TLS: rediss and valkeys do, redis and valkey do not."
+        else:
+            hint = " If it has no TLS, say ssl=False." if self.ssl else " If it has TLS, leave ssl=False out."
+        return IdempotencyUnreachableError(f"Could not connect to the cache at {place}.{hint}", error)
+
+    def ping(self, client: Any) -> None:
+        """Connect, and leave the connection to the first call.
+
+        Raises:
+            IdempotencyUnreachableError: nobody answers, or what answers lets nobody in.
+        """
+        if self.mode == "cluster":
+            return  # connected when it was made, to the nodes that are there
+        try:
+            client.ping()
+        except Exception as error:
+            if is_unanswered(error) and not is_not_now(error):
+                raise self.unreachable(error) from error
+            if "response" not in _names(error) and not is_not_now(error):
+                raise IdempotencyPersistenceConfigError("The cache's client does not take these options", error) from error
+            # Somebody is there, and may have time, or other permissions, when the first call comes.
+
+
+def _package() -> Any:
+    for name in ("redis", "valkey"):
+        try:
+            return import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+    raise IdempotencyPersistenceConfigError(
+        "A cache store needs the package redis or valkey: install lambda-idempotency[redis] or lambda-idempotency[valkey]"
+    )
+
+
+def _patience(package: Any, *, is_cluster: bool, is_async: bool) -> dict[str, Any]:
+    """Options by which a client waits shortly and tries once: the store retries, and knows the deadline."""
+    options: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": READ_TIMEOUT}
+    knows_once = package.__name__ == "redis" and int(package.__version__.partition(".")[0]) >= 6  # noqa: PLR2004 - a version
+    if is_cluster and not knows_once:
+        return options | {"cluster_error_retry_attempts": 0 if not is_async else 1}
+    retry = import_module(f"{package.__name__}.asyncio.retry" if is_async else f"{package.__name__}.retry")
+    backoff = import_module(f"{package.__name__}.backoff")
+    return options | {"retry": retry.Retry(backoff.NoBackoff(), 0)}
+
+
+# Errors
+
+
+def _names(error: BaseException) -> set[str]:
+    return {each.__name__.removesuffix("Error").lower() for each in type(error).__mro__}
+
+
+def _code(error: BaseException) -> str:
+    """The word that begins the text of a server's error, in small letters."""
+    match = _CODE.match(str(error))
+    return match[1].removesuffix("Error").lower() if match else ""
+
+
+def is_not_now(error: BaseException) -> bool:
+    """Whether the server refused the request for the moment, without having applied it."""
+    names = _names(error)
+    if not names.isdisjoint(NOT_NOW):
+        return True
+    return not names.isdisjoint({"response", "request"}) and _code(error) in NOT_NOW
+
+
+def is_unanswered(error: BaseException) -> bool:
+    """Whether no answer came, or nobody was let in: the request may have been applied."""
+    names = _names(error)
+    return not names.isdisjoint(NO_ANSWER | NOT_ALLOWED)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same request may be answered when it is sent again."""
+    if isinstance(error, UnacknowledgedError | LockedError):
+        return True
+    return is_not_now(error) or (is_unanswered(error) and _names(error).isdisjoint(NOT_ALLOWED))
+
+
+def is_demoted(error: BaseException) -> bool:
+    """Whether the server is a master no longer, so that a new connection may find the one that is."""
+    return "readonly" in _names(error) | {_code(error)}
+
+
+def is_wrong_type(error: BaseException) -> bool:
+    """Whether the value under the key is a list, a hash, or otherwise no text."""
+    return isinstance(error, UnicodeDecodeError) or _code(error) == "wrongtype"
+
+
+def is_unknown_script(error: BaseException) -> bool:
+    """Whether the server has not seen the script, or has forgotten it."""
+    return "noscript" in _names(error) | {_code(error)}
+
+
+class CacheError(Exception):
+    """A failure in place of the client's own error, whose text repeats what was sent."""
+
+
+def without_arguments(error: Exception) -> Exception:
+    """The error, or another in its place if it repeats what was sent: a record, and a result in it."""
+    text = str(error)
+    if not _ARGUMENTS.search(text):
+        return error
+    return CacheError(f"{type(error).__name__}: {_ARGUMENTS.sub('', text)}".rstrip(": "))
+
+
+class UnacknowledgedError(Exception):
+    """Too few replicas have confirmed a write in time.  It was applied, and may be lost with its master."""
+
+
+class LockedError(Exception):
+    """Another attempt is taking the key over; only a client without scripts needs a lock for that."""
+
+
+def explanation(error: BaseException) -> str:
+    """What is probably the matter; "" if the error says enough."""
+    words = _names(error) | {_code(error)}
+    if "moved" in words:
+        return 'The server is a node of a cluster: use mode="cluster", or a client for clusters.'
+    if "readonly" in words:
+        return "The server is a replica: use the address of the master, which follows a failover."
+    if words & {"oom", "outofmemory"}:
+        return "The server is out of memory, and its maxmemory-policy evicts nothing that would make room."
+    if words & {"noperm", "nopermission", "permissiondenied", "acl"}:
+        return "The user needs the commands EVALSHA, EVAL, GET, SET and DEL on the keys of this store."
+    return ""
+
+
+# Ports: what sends a script
+
+
+def is_awaited(client: Any) -> bool:
+    """Whether the client's calls are awaited."""
+    return any(inspect.iscoroutinefunction(getattr(client, name, None)) for name in ("execute_command", "get"))
+
+
+class EvalPort:
+    """A client with `evalsha` and `eval`: redis-py's and valkey-py's, with Sentinel's and cluster ones."""
+
+    def __init__(self, client: Any, min_replicas_ack: int) -> None:
+        self._client = client
+        self._min_replicas_ack = min_replicas_ack
+        is_cluster = hasattr(client, "get_node_from_key")
+        self._is_awaited_cluster = is_cluster and is_awaited(client)
+        if min_replicas_ack and is_cluster:
+            raise IdempotencyPersistenceConfigError(
+                "min_replicas_ack is not for a cluster: its client sends WAIT to any connection"
+            )
+
+    def run(self, script: Script, key: str, arguments: Sequence[str], *, is_acknowledged: bool) -> Steps[Any]:
+        """The script's answer: one request if the server knows it."""
+        if self._is_awaited_cluster:
+            # In redis-py 8, first calls at the same time cut each other's connections; this makes them wait for the first.
+            yield self._client.initialize
+        if is_acknowledged and self._min_replicas_ack:
+            return (yield from self._acknowledged(script, key, arguments))
+        try:
+            return (yield partial(self._client.evalsha, script.sha1, 1, key, *arguments))
+        except Exception as error:
+            if not is_unknown_script(error):
+                raise
+        return (yield partial(self._client.eval, script.text, 1, key, *arguments))
+
+    def _acknowledged(self, script: Script, key: str, arguments: Sequence[str]) -> Steps[Any]:
+        answer, replicas = yield partial(self._with_wait, "evalsha", script.sha1, key, arguments)
+        if isinstance(answer, Exception) and is_unknown_script(answer):
+            answer, replicas = yield partial(self._with_wait, "eval", script.text, key, arguments)
+        for each in (answer, replicas):
+            if isinstance(each, Exception):
+                raise each
+        if replicas < self._min_replicas_ack and has_written(answer):
+            raise UnacknowledgedError(f"{replicas} of {self._min_replicas_ack} replicas have confirmed the write")
+        return answer
+
+    def _with_wait(self, command: str, script: str, key: str, arguments: Sequence[str]) -> Any:
+        """One request of two commands: WAIT counts the copies of what its own connection has written.
+
+        https://valkey.io/commands/wait/
+        """
+        pipeline = self._client.pipeline(transaction=False)
+        getattr(pipeline, command)(script, 1, key, *arguments)
+        pipeline.execute_command("WAIT", self._min_replicas_ack, REPLICATION_MS)
+        return pipeline.execute(raise_on_error=False)
+
+    def reconnect(self) -> Steps[None]:
+        """Drop the connections that are not in use: the address may lead to another server by now."""
+        pool = getattr(self._client, "connection_pool", None)
+        if pool is not None:
+            # A blocking pool of valkey-py, or of redis-py 5, can only drop all of them; calls under way are then repeated.
+            knows_use = "inuse_connections" in inspect.signature(pool.disconnect).parameters
+            yield partial(pool.disconnect, **({"inuse_connections": False} if knows_use else {}))
+
+
+class GlidePort:
+    """A client of Valkey GLIDE, which remembers what servers know, and reconnects, by itself."""
+
+    def __init__(self, client: Any, min_replicas_ack: int) -> None:
+        if min_replicas_ack:
+            raise IdempotencyPersistenceConfigError("min_replicas_ack needs a client of redis-py or valkey-py")
+        self._client = client
+        self._scripts: dict[str, Any] = {}
+
+    def run(self, script: Script, key: str, arguments: Sequence[str], *, is_acknowledged: bool) -> Steps[Any]:  # noqa: ARG002
+        """The script's answer."""
+        if script.sha1 not in self._scripts:
+            # Of the package that the client is of, `glide` or `glide_sync`.
+            package = import_module(type(self._client).__module__.partition(".")[0])
+            self._scripts[script.sha1] = package.Script(script.text)
+        return (yield partial(self._client.invoke_script, self._scripts[script.sha1], keys=[key], args=[*arguments]))
+
+    def reconnect(self) -> Steps[None]:
+        """Nothing: the client follows a failover."""
+        yield from ()
+
+
+def port_of(client: Any, min_replicas_ack: int) -> EvalPort | GlidePort | None:
+    """What sends scripts through the client; None if it has only `get`, `set` and `delete`.
+
+    Raises:
+        IdempotencyPersistenceConfigError: the client cannot do what is asked, or lacks even those.
+    """
+    if hasattr(client, "invoke_script"):
+        return GlidePort(client, min_replicas_ack)
+    if hasattr(client, "evalsha") and hasattr(client, "eval"):
+        return EvalPort(client, min_replicas_ack)
+    missing = [name for name in ("get", "set", "delete") if not hasattr(client, name)]
+    if missing:
+        raise IdempotencyPersistenceConfigError(f"client has no {' and no '.join(missing)}: {type(client).__name__}")
+    if min_replicas_ack:
+        raise IdempotencyPersistenceConfigError("min_replicas_ack needs a client of redis-py or valkey-py")
+    return None
