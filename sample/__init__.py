@@ -1,1 +1,1 @@
-"""A sample application: three Lambda functions as a user would deploy them, and a demo that shows them at work."""
+"""A sample application: Lambda functions as a user would deploy them, and a demo that shows them at work."""

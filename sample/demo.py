@@ -1,7 +1,7 @@
-"""`python -m sample.demo`: the sample's functions on an embedded DynamoDB and S3, and what is in the tables at each step.
+"""`python -m sample.demo`: the sample's functions on an embedded DynamoDB, S3 and Valkey, and what is in them at each step.
 
-Exits with 1 if anything is not as stated.  Nothing leaves this machine: the only address that boto3 knows here is the embedded
-one, and the credentials are no credentials.
+Exits with 1 if anything is not as stated.  Nothing leaves this machine: the only addresses that are known here are the embedded
+ones, and the credentials are no credentials.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from sample.local_dynamodb import HOST, running
+from sample import local_dynamodb, local_valkey
 from sample.report import Report
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ FUNCTIONS_ENVIRONMENT: Final = {
 def main(out: TextIO) -> int:
     """Tell the story.  Returns the exit code."""
     report = Report(out)
-    report.say("Idempotent Lambda functions on an embedded DynamoDB and S3 (moto, one request at a time)")
-    with running() as endpoint:
-        set_environment(endpoint)
+    report.say("Lambda functions on an embedded DynamoDB and S3 (moto, one request at a time) and Valkey")
+    with local_dynamodb.running() as endpoint, local_valkey.running() as cache_url:
+        set_environment(endpoint, cache_url)
         # Imported here: the functions read their environment when they are imported, as on Lambda.
         from sample import story
 
@@ -46,13 +46,14 @@ def main(out: TextIO) -> int:
     return report.exit_code
 
 
-def set_environment(endpoint: str) -> None:
-    """Point boto3, in this process and in those that it starts, at the endpoint and at nothing else."""
+def set_environment(endpoint: str, cache_url: str) -> None:
+    """Point the functions, in this process and in those that it starts, at the embedded servers and at nothing else."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "POWERTOOLS_")):  # the caller's accounts, endpoints and switches
             del os.environ[name]
     endpoints = {"AWS_ENDPOINT_URL_DYNAMODB": endpoint, "AWS_ENDPOINT_URL_S3": endpoint}
-    os.environ.update(FUNCTIONS_ENVIRONMENT, **endpoints, NO_PROXY=HOST, no_proxy=HOST)
+    os.environ.update(FUNCTIONS_ENVIRONMENT, **endpoints, CACHE_URL=cache_url)
+    os.environ.update(NO_PROXY=local_dynamodb.HOST, no_proxy=local_dynamodb.HOST)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import boto3
 
 from idempotency import DynamoDBPersistenceLayer, copy_records
-from sample import fanout, orders, payments, provider, statements, transfers
+from sample import fanout, orders, payments, provider, receipts, statements, transfers
 from sample.crash import TIMEOUT_MS
 from sample.invocation import Invocation
 
@@ -94,6 +94,8 @@ def tell(report: Report) -> None:
         story.transfer()
     with report.step("A transfer that lacks funds: canceled as a whole, and its key is free"):
         story.refused_transfer()
+    with report.step("Five concurrent messages for one receipt, whose records are kept in Valkey"):
+        story.receipt()
     with report.step("How often the charge really happened"):
         story.balance()
 
@@ -274,6 +276,19 @@ class Story:
         answer = transfers.handler(transfer(2_501, "t-2"), self._invocation())
         self._report.expect("the answer's reason", answer["refused"], "lacks funds")
         self._report.expect("balances", balances(), {"alice": 2_500, "bob": 7_500})
+        self._expect_records(changed=0, total=12)
+
+    def receipt(self) -> None:
+        """Of messages at the same time one sends the mail; the others wait for its number.  No table is touched."""
+        order = {"order_id": "o-1001", "customer_id": "c-7"}
+        with ThreadPoolExecutor(DUPLICATES) as threads:
+            numbers = list(threads.map(receipts.send_receipt, [order] * DUPLICATES))
+        self._report.expect("answers", numbers, ["mail-1"] * DUPLICATES)
+        self._report.expect("mails sent", receipts.outbox, ["To c-7: order o-1001 is paid"])
+        self._report.say("The same message again:")
+        outcome = receipts.send_receipt.with_outcome(order)
+        self._report.expect("answer, and whether it was sent now", (outcome.value, outcome.ran_now), ("mail-1", False))
+        self._report.expect("keys in Valkey", receipts.store.client.dbsize(), 1)
         self._expect_records(changed=0, total=12)
 
     def balance(self) -> None:

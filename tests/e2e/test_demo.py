@@ -40,6 +40,7 @@ def test_the_demo_shows_each_promise_kept_and_exits_with_0() -> None:
         "ok     balances: {'alice': 2500, 'bob': 7500}",
         "ok     cents moved, as the answer says: 7500",
         "ok     the answer's reason: lacks funds",
+        "ok     answers: ['mail-1', 'mail-1', 'mail-1', 'mail-1', 'mail-1']",
         "31 calls, messages and shares led to 10 charges.",
     ):
         assert statement in lines
