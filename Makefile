@@ -12,8 +12,8 @@ SOURCES := pyproject.toml README.md LICENSE $(shell find idempotency persistence
 
 # What runs on other Pythons and on the lowest versions of the dependencies.  A table's layout and another engine show the same on
 # each of them: the stores in memory, on a plain table of DynamoDB Local and on one Valkey will do.
-CORE_TESTS := tests/unit tests/conformance tests/behaviour \
-	-k 'not dynamodb-odd-names and not dynamodb-composite and not moto and not cluster and not tls and not redis_server'
+CORE_TESTS := tests/unit tests/conformance tests/behaviour --ignore=tests/conformance/test_cache_races.py \
+	-k 'not dynamodb-odd-names and not dynamodb-composite and not moto and not cluster and not tls and not valkey-odd-names'
 OTHER_PYTHONS = $(filter-out $(shell cat .venv/python),$(shell tests/engines/pythons.sh | cut -d ' ' -f 1))
 # They compare with what Powertools does today, or need the durable functions SDK and with it a newer boto3.
 NOT_ON_LOWEST := tests/unit/test_json.py tests/unit/test_key.py tests/behaviour/test_durable_sdk.py \

@@ -28,6 +28,8 @@ Mode = Literal["standalone", "cluster"]
 #: Seconds.  A cache answers within a millisecond; a client without limits would outlive the invocation.
 CONNECT_TIMEOUT: Final = 1
 READ_TIMEOUT: Final = 2
+#: How often a cluster's client, while it is made, asks another node in the place of one that does not answer.
+OTHER_NODES: Final = 3
 #: How long a server waits for its replicas, in milliseconds; less than the read timeout.
 REPLICATION_MS: Final = 500
 
@@ -136,6 +138,12 @@ class CacheConnection:
             IdempotencyUnreachableError: the cluster cannot be reached.
         """
         package = _package()
+        client = self._made(package, is_async=is_async)
+        if self.mode == "cluster" and not is_async:
+            _end_tries(package, client)
+        return client
+
+    def _made(self, package: Any, *, is_async: bool) -> Any:
         name = package.__name__.capitalize() + ("Cluster" if self.mode == "cluster" else "")
         client_class = getattr(import_module(f"{package.__name__}.asyncio") if is_async else package, name)
         options = _patience(package, is_cluster=self.mode == "cluster", is_async=is_async)
@@ -216,12 +224,29 @@ def _package() -> Any:
 def _patience(package: Any, *, is_cluster: bool, is_async: bool) -> dict[str, Any]:
     """Options by which a client waits shortly and tries once: the store retries, and knows the deadline."""
     options: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": READ_TIMEOUT}
-    knows_once = package.__name__ == "redis" and int(package.__version__.partition(".")[0]) >= 6  # noqa: PLR2004 - a version
-    if is_cluster and not knows_once:
-        return options | {"cluster_error_retry_attempts": 0 if not is_async else 1}
+    tries = OTHER_NODES if is_cluster and not is_async else 0
+    if is_cluster and not _has_retry_of_clusters(package):
+        return options | {"cluster_error_retry_attempts": tries or 1}
+    return options | {"retry": _retry(package, tries, is_async=is_async)}
+
+
+def _end_tries(package: Any, client: Any) -> None:
+    """Have a cluster's client, which has found its nodes, try each request once from now on."""
+    if _has_retry_of_clusters(package):
+        client.set_retry(_retry(package, 0, is_async=False))
+    else:
+        client.cluster_error_retry_attempts = 0
+
+
+def _has_retry_of_clusters(package: Any) -> bool:
+    """Whether a cluster's client takes its number of tries from a `Retry`; in the others it is a number."""
+    return package.__name__ == "redis" and int(package.__version__.partition(".")[0]) >= 6  # noqa: PLR2004 - a version
+
+
+def _retry(package: Any, tries: int, *, is_async: bool) -> Any:
+    """A further *tries* tries, without pauses."""
     retry = import_module(f"{package.__name__}.asyncio.retry" if is_async else f"{package.__name__}.retry")
-    backoff = import_module(f"{package.__name__}.backoff")
-    return options | {"retry": retry.Retry(backoff.NoBackoff(), 0)}
+    return retry.Retry(import_module(f"{package.__name__}.backoff").NoBackoff(), tries)
 
 
 # Errors

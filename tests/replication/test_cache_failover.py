@@ -356,6 +356,24 @@ def test_a_repeated_write_waits_for_its_own_copies_on_whatever_connection_it_is_
     assert waiting.replica.says("GET", "k") == waiting.master.says("GET", "k") != NOTHING
 
 
+def test_a_result_that_no_replica_confirms_is_an_error_in_the_end_and_replayed_later(waiting: Pair, desk: Desk) -> None:
+    """The master has it, which is not what was asked for."""
+    runs: list[Any] = []
+
+    def body(event: Any) -> str:
+        runs.append(event)
+        waiting.stop_replica()
+        return "result"
+
+    store = desk.store(waiting.master.endpoint, min_replicas_ack=1)
+    with pytest.raises(IdempotencyPersistenceLayerError, match="0 of 1 replicas have confirmed the write"):
+        desk.call(body, store)
+    waiting.wake_replica()
+
+    assert desk.call(body, store) == "result"
+    assert runs == [ORDER]
+
+
 def test_a_renewal_that_no_replica_confirms_is_tried_again_at_the_next_beat(waiting: Pair, desk: Desk) -> None:
     verbs = desk.verbs(waiting.master.endpoint, min_replicas_ack=1)
     longer = verbs.renewed(verbs.claim(verbs.offer("k", "a")), lease_ms=60_000)

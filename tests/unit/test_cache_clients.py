@@ -35,6 +35,7 @@ from persistence._cache_clients import (
     port_of,
     without_arguments,
 )
+from persistence._steps import run
 from persistence.exceptions import (
     IdempotencyPersistenceConfigError,
     IdempotencyPersistenceConnectionError,
@@ -485,3 +486,12 @@ def test_without_a_certificate_there_is_no_name_to_check() -> None:
     settings = AsyncCachePersistenceLayer(url="rediss://cache?ssl_cert_reqs=none").client.connection_pool.connection_kwargs
 
     assert "ssl_check_hostname" not in settings
+
+
+@pytest.mark.parametrize("pool_class", [redis.BlockingConnectionPool, redis.ConnectionPool, valkey.BlockingConnectionPool])
+def test_every_pool_of_connections_can_be_told_to_drop_them(pool_class: Any) -> None:
+    """They do not take the same arguments."""
+    client_class = redis.Redis if pool_class.__module__.startswith("redis") else valkey.Valkey
+    port = port_of(client_class(connection_pool=pool_class()), 0)
+
+    assert run(port.reconnect()) is None
