@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 KEY_PREFIX = "payments"
 
 
+class Killed(BaseException):
+    """The end of an attempt that neither library gets to see, as of a sandbox that is stopped."""
+
+
 @dataclass
 class Library:
     """One of the two, on a table or a cache.
@@ -47,6 +51,31 @@ class Library:
         config = self.config(event_key_jmespath="id", **settings)
         # A store of its own, because Powertools' keeps the configuration of the first function that uses it.
         return self.decorator(persistence_store=self.new_store(), config=config, key_prefix=KEY_PREFIX)(function)
+
+
+@dataclass
+class Effects:
+    """The handler of every story: what it does each time it runs, in order; it then returns its next result."""
+
+    results: list[Any]
+    runs: int = 0
+    meanwhile: Callable[[], object] = field(default=lambda: None)
+
+    def __call__(self, event: dict[str, Any], context: Any) -> Any:
+        result = self.results[self.runs]
+        self.runs += 1
+        self.meanwhile()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def handler(self, library: Library, **settings: Any) -> Callable[..., Any]:
+        """The handler, made idempotent by *library*."""
+
+        def handler(event: dict[str, Any], context: Any) -> Any:
+            return self(event, context)
+
+        return library.decorate(handler, **settings)
 
 
 def powertools_on(table_name: str, client: Any, **layout: Any) -> Library:

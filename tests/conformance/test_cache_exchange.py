@@ -18,7 +18,7 @@ import pytest
 import redis
 from doubles import LambdaContext
 from engines.caches import free_port
-from powertools_side import Library, ours_on_cache, powertools_on_cache, set_powertools_clock
+from powertools_side import Effects, Killed, Library, ours_on_cache, powertools_on_cache, set_powertools_clock
 from stores import shared_cache_client
 from verbs import Verbs, at_once
 
@@ -55,10 +55,6 @@ VALIDATED = {"payload_validation_jmespath": "amount"}
 EVENT = {"id": "order-1", "amount": 10}
 RESULT = {"text": "日本 🧾", "n": 1.5, "list": [1, None, True], "nested": {"b": 1, "a": ""}}
 FALSY = [{}, [], "", 0, 0.0, False, None]
-
-
-class Killed(BaseException):
-    """The end of an attempt that neither library gets to see, as of a sandbox that is stopped."""
 
 
 @dataclass
@@ -104,31 +100,6 @@ class Cache:
     def lease_end_ms(self) -> int:
         end_ms: int = self.record["in_progress_expiration"]
         return end_ms
-
-
-@dataclass
-class Effects:
-    """The handler of every story: what it does each time it runs, in order; it then returns its next result."""
-
-    results: list[Any]
-    runs: int = 0
-    meanwhile: Callable[[], object] = field(default=lambda: None)
-
-    def __call__(self, event: dict[str, Any], context: Any) -> Any:
-        result = self.results[self.runs]
-        self.runs += 1
-        self.meanwhile()
-        if isinstance(result, BaseException):
-            raise result
-        return result
-
-    def handler(self, library: Library, **settings: Any) -> Callable[..., Any]:
-        """The handler, made idempotent by *library*."""
-
-        def handler(event: dict[str, Any], context: Any) -> Any:
-            return self(event, context)
-
-        return library.decorate(handler, **settings)
 
 
 @pytest.fixture(params=NAMES)

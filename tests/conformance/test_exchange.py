@@ -5,13 +5,13 @@ Each story has a *writer*, which is first at the key, and a *reader*; either lib
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from doubles import LambdaContext, Shelf, incompressible
 from engines.tables import create_table, shared_client
-from powertools_side import Library, ours_on, powertools_on, set_powertools_clock
+from powertools_side import Effects, Killed, Library, ours_on, powertools_on, set_powertools_clock
 from stores import Made, large_results
 from verbs import Verbs
 
@@ -28,10 +28,6 @@ LAYOUTS = {"simple": {}, "composite": {"sort_key_attr": "sk", "static_pk_value":
 VALIDATED = {"payload_validation_jmespath": "amount"}
 EVENT = {"id": "order-1", "amount": 10}
 RESULT = {"text": "日本 🧾", "n": 1.5, "list": [1, None, True], "nested": {"b": 1, "a": ""}}
-
-
-class Killed(BaseException):
-    """The end of an attempt that neither library gets to see, as of a sandbox that is stopped."""
 
 
 @dataclass
@@ -53,31 +49,6 @@ class Table:
     @property
     def is_empty(self) -> bool:
         return not self.client.scan(TableName=self.name, ConsistentRead=True)["Items"]
-
-
-@dataclass
-class Effects:
-    """The handler of every story: what it does each time it runs, in order; it then returns its next result."""
-
-    results: list[Any]
-    runs: int = 0
-    meanwhile: Callable[[], object] = field(default=lambda: None)
-
-    def __call__(self, event: dict[str, Any], context: Any) -> Any:
-        result = self.results[self.runs]
-        self.runs += 1
-        self.meanwhile()
-        if isinstance(result, BaseException):
-            raise result
-        return result
-
-    def handler(self, library: Library, **settings: Any) -> Callable[..., Any]:
-        """The handler, made idempotent by *library*."""
-
-        def handler(event: dict[str, Any], context: Any) -> Any:
-            return self(event, context)
-
-        return library.decorate(handler, **settings)
 
 
 @pytest.fixture(params=LAYOUTS)
