@@ -16,16 +16,11 @@ from persistence._cache_clients import (
     CacheConnection,
     EvalPort,
     GlidePort,
-    LockedError,
     Mode,
-    explanation,
     is_awaited,
-    is_demoted,
-    is_passing,
-    is_wrong_type,
     port_of,
-    without_arguments,
 )
+from persistence._cache_errors import LockedError, explanation, is_demoted, is_passing, is_wrong_type, without_arguments
 from persistence._cache_scripts import FENCED, GRANTED, TextFormat, foreign, granted, kept_ms, reply
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, Schedule
 from persistence._steps import arun, run

@@ -30,7 +30,7 @@ from verbs import AwaitedVerbs, Verbs
 
 from idempotency import AsyncCachePersistenceLayer, CachePersistenceLayer
 from persistence import _cache_clients
-from persistence._cache_clients import (
+from persistence._cache_errors import (
     explanation,
     is_demoted,
     is_not_now,

@@ -20,7 +20,7 @@ from stores import Made, shared_cache_client
 from verbs import Verbs
 
 from idempotency import IdempotencyConfig, idempotent
-from persistence._cache_clients import LockedError
+from persistence._cache_errors import LockedError
 from persistence._cache_scripts import kept_ms
 from persistence.cache import LOCK_SECONDS, AsyncCachePersistenceLayer, CachePersistenceLayer
 from persistence.datarecord import DataRecord

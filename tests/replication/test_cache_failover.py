@@ -21,7 +21,7 @@ from replication.cache_replicas import MASTER, Address, Pair, address, is_known_
 from verbs import AwaitedVerbs, Verbs
 
 from idempotency import AsyncCachePersistenceLayer, CachePersistenceLayer, IdempotencyPersistenceLayerError, idempotent_function
-from persistence._cache_clients import UnacknowledgedError
+from persistence._cache_errors import UnacknowledgedError
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
