@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 import pytest
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from engines import Server
+
+T = TypeVar("T")
 
 #: All of it is made up.  The files do not exist: what the machine's own say must not matter.
 AWS_ENVIRONMENT: Final = {
@@ -157,10 +159,23 @@ def _endpoint(engine: Engine) -> Iterator[str]:
             server = stack.enter_context(engine.running())
         except EngineUnavailableError as error:
             engine.unavailable = str(error)
-            refuse = pytest.fail if is_strict() else pytest.skip
-            refuse(f"{engine.name} is unavailable: {error}")
+            refuse(engine.name, error)
         engine.version = server.version
         yield server.endpoint
+
+
+def entered(stack: ExitStack, engine: AbstractContextManager[T], name: str) -> T:
+    """An engine of a test's own, until the stack is closed."""
+    try:
+        return stack.enter_context(engine)
+    except EngineUnavailableError as error:
+        refuse(name, error)
+
+
+def refuse(name: str, error: EngineUnavailableError) -> NoReturn:
+    """End a test that lacks its engine: it is skipped, or fails where none may be."""
+    end = pytest.fail if is_strict() else pytest.skip
+    end(f"{name} is unavailable: {error}")
 
 
 @pytest.hookimpl(wrapper=True)

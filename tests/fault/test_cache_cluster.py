@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import redis
 import valkey
-from engines import EngineUnavailableError
 from engines.caches import HOST, START_SECONDS, Node, _within, cluster_nodes, is_joined
-from engines.plugin import is_strict
+from engines.plugin import entered
 from verbs import AwaitedVerbs, Verbs
 
 from idempotency import AsyncCachePersistenceLayer, CachePersistenceLayer, IdempotencyPersistenceLayerError
@@ -31,11 +30,7 @@ KEYS = 30
 def nodes() -> Iterator[list[Node]]:
     """A cluster of this module's own."""
     with ExitStack() as stack:
-        try:
-            made = stack.enter_context(cluster_nodes())
-        except EngineUnavailableError as error:
-            (pytest.fail if is_strict() else pytest.skip)(f"Valkey is unavailable: {error}")
-        yield made
+        yield entered(stack, cluster_nodes(), "Valkey")
 
 
 def verbs_on(stack: ExitStack, url: str, clock: FakeClock, kind: str) -> Verbs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import valkey
 from doubles import LambdaContext
-from engines import EngineUnavailableError
 from engines.caches import free_port, node
+from engines.plugin import entered
 from fault.proxy import Harm
 from fault.resp_proxy import NOT_NOW, RespProxy, Strike, packed
 from fault.test_store_failures import told
@@ -213,11 +213,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def own_node() -> Iterator[Node]:
     """A server of these tests' own, whose configuration may change."""
-    try:
-        with node() as made:
-            yield made
-    except EngineUnavailableError as error:
-        pytest.skip(str(error))
+    with ExitStack() as stack:
+        yield entered(stack, node(), "Valkey")
 
 
 @pytest.fixture(params=KINDS)

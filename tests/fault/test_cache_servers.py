@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 import redis.asyncio
-from engines import EngineUnavailableError
 from engines.caches import Node, find_valkey, node
-from engines.plugin import is_strict
+from engines.plugin import entered
 from faults import PREFIX, Suspended, keyed
 from verbs import Verbs
 
@@ -65,11 +64,7 @@ def forgetful() -> Iterator[Node]:
 
 def started(*options: str) -> Iterator[Node]:
     with ExitStack() as stack:
-        try:
-            made = stack.enter_context(node(find_valkey, *options))
-        except EngineUnavailableError as error:
-            (pytest.fail if is_strict() else pytest.skip)(f"Valkey is unavailable: {error}")
-        yield made
+        yield entered(stack, node(find_valkey, *options), "Valkey")
 
 
 @dataclass

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis.asyncio.sentinel
 import redis.sentinel
-from engines import EngineUnavailableError
 from engines.caches import HOST
-from engines.plugin import is_strict
+from engines.plugin import entered
 from faults import KEY, ORDER, PREFIX, Form, keyed
 from replication.cache_replicas import MASTER, Address, Pair, address, is_known_to, pair, sentinel, until
 from verbs import AwaitedVerbs, Verbs
@@ -43,11 +42,7 @@ CONNECTIONS = 4
 
 def paired() -> Iterator[Pair]:
     with ExitStack() as stack:
-        try:
-            made = stack.enter_context(pair())
-        except EngineUnavailableError as error:
-            (pytest.fail if is_strict() else pytest.skip)(f"Valkey is unavailable: {error}")
-        yield made
+        yield entered(stack, pair(), "Valkey")
 
 
 @pytest.fixture
