@@ -119,7 +119,7 @@ class LockedError(Exception):
 def explanation(error: BaseException) -> str:
     """What is probably the matter; "" if the error says enough."""
     words = _names(error) | {_code(error)}
-    if "moved" in words:
+    if words & {"ask", "moved"}:
         return 'The server is a node of a cluster: use mode="cluster", or a client for clusters.'
     if "readonly" in words:
         return "The server is a replica: use the address of the master, which follows a failover."

@@ -9,7 +9,6 @@ import inspect
 from abc import abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import WeakKeyDictionary
 
 from persistence._cache_clients import (
     CacheClientProtocol,
@@ -390,13 +389,14 @@ class AsyncCachePersistenceLayer(_CacheLayer, AsyncBasePersistenceLayer):
     """As `CachePersistenceLayer`, with asyncio clients.  For async functions only.
 
     It connects at its first call, and anew on each event loop, because connections belong to theirs; a *client* that is given
-    serves one event loop.  Before a loop ends, `aclose` closes what was opened on it.
+    serves one event loop.  Before a loop ends, `aclose` closes what was opened on it; else Python's garbage collector does, some
+    time after the next loop has begun.
     """
 
     _is_async = True
 
     def _connected(self, connection: CacheConnection) -> Used:
-        self._of_loops: WeakKeyDictionary[AbstractEventLoop, Used] = WeakKeyDictionary()
+        self._of_loops: dict[AbstractEventLoop, Used] = {}
         # Only so that a wrong URL or a missing package shows now: nothing is awaited here, and no loop may be running.
         client = connection.client(is_async=True)
         return client, port_of(client, self._min_replicas_ack)
@@ -409,6 +409,9 @@ class AsyncCachePersistenceLayer(_CacheLayer, AsyncBasePersistenceLayer):
         loop = asyncio.get_running_loop()
         used = self._of_loops.get(loop)
         if used is None:
+            # Those of loops that have ended, with their connections: a client refers to its loop, so nothing else lets them go.
+            for ended in [each for each in list(self._of_loops) if each.is_closed()]:
+                self._of_loops.pop(ended, None)
             client = self._connection.client(is_async=True)
             used = self._of_loops[loop] = self._used = client, port_of(client, self._min_replicas_ack)
         return used

@@ -24,7 +24,7 @@ import valkey.asyncio
 import valkey.backoff
 import valkey.retry
 from engines import EngineUnavailableError
-from engines.caches import Node, find_valkey, free_port, node
+from engines.caches import START_SECONDS, Node, _within, find_valkey, free_port, node
 from engines.tls import tls_end
 from verbs import AwaitedVerbs, Verbs
 
@@ -754,6 +754,22 @@ def test_each_event_loop_has_a_client_of_its_own(package: str, valkey_server: st
 
     first, second = clients
     assert first is not second
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_connections_of_a_loop_that_has_ended_are_not_kept(package: str, valkey_server: str) -> None:
+    """As of an `asyncio.run` in every invocation, without `aclose`, which is why Python warns here."""
+    store = AsyncCachePersistenceLayer(url=valkey_server)
+    with closing(redis.Redis.from_url(valkey_server)) as direct:
+        before = len(direct.client_list())
+
+        for _ in range(10):
+            asyncio.run(store.fetch("nobody"))
+            gc.collect()
+
+        assert _within(START_SECONDS, lambda: len(direct.client_list()) <= before + 1)
+        del store  # lets the last one go, too
+        gc.collect()
 
 
 def test_event_loops_in_threads_share_one_store(package: str, valkey_server: str, clock: FakeClock) -> None:

@@ -20,6 +20,7 @@ import redis
 import redis.asyncio
 import valkey
 import valkey.asyncio
+from conformance.test_races import BEFORE, absent, expired_result, orphan
 from verbs import Verbs
 
 from idempotency import AsyncCachePersistenceLayer, CachePersistenceLayer
@@ -112,34 +113,6 @@ def crowd(clients: list[Any], pool: ThreadPoolExecutor, clock: FakeClock) -> Cro
 def on_clock(store: CachePersistenceLayer, clock: FakeClock) -> CachePersistenceLayer:
     store.clock_ms, store.sleep_ms = clock, clock.sleep_ms
     return store
-
-
-# What is there when the race begins; each returns its generation.
-
-
-def absent(_verbs: Verbs, _clock: FakeClock, _key: str) -> int:
-    return 0
-
-
-def orphan(verbs: Verbs, clock: FakeClock, key: str) -> int:
-    verbs.claim(verbs.offer(key, "crashed", lease_ms=1_000))
-    clock.advance(ms=1_001)
-    return 1
-
-
-def orphan_without_lease(verbs: Verbs, clock: FakeClock, key: str) -> int:
-    verbs.claim(verbs.offer(key, "crashed", lease_ms=None, expires_s=1))
-    clock.advance(seconds=2)
-    return 1
-
-
-def expired_result(verbs: Verbs, clock: FakeClock, key: str) -> int:
-    verbs.complete(verbs.completed(verbs.claim(verbs.offer(key, "earlier")), '"old"', expires_s=1))
-    clock.advance(seconds=2)
-    return 1
-
-
-BEFORE = [absent, orphan, orphan_without_lease, expired_result]
 
 
 def racers(before: Callable[[Verbs, FakeClock, str], int]) -> int:

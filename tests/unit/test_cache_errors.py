@@ -182,8 +182,9 @@ def test_an_error_of_glide_is_understood(name: str, text: str, expected: tuple[A
     assert bool(explained) is bool(explanation(error))
 
 
-def test_a_server_of_a_cluster_is_told_from_others() -> None:
-    error = ValkeyParser(65_536).parse_error("MOVED 866 127.0.0.1:6379")
+@pytest.mark.parametrize("word", ["MOVED", "ASK"])
+def test_a_server_of_a_cluster_is_told_from_others(word: str) -> None:
+    error = ValkeyParser(65_536).parse_error(f"{word} 866 127.0.0.1:6379")
 
     assert 'mode="cluster"' in explanation(error)
 
