@@ -19,6 +19,9 @@ OTHER_PYTHONS = $(filter-out $(shell cat .venv/python),$(shell tests/engines/pyt
 NOT_ON_LOWEST := tests/unit/test_json.py tests/unit/test_key.py tests/behaviour/test_durable_sdk.py \
 	tests/conformance/test_exchange.py tests/conformance/test_cache_exchange.py
 test-on-lowest: CORE_TESTS += $(NOT_ON_LOWEST:%=--ignore=%)
+# They are about the clients and servers of caches, which are the same on each Python.
+NOT_ON_OTHERS := $(addprefix tests/conformance/test_,cache.py cache_clients.py cache_exchange.py plain_clients.py)
+test-on-3.%: CORE_TESTS += $(NOT_ON_OTHERS:%=--ignore=%)
 
 # They take long and reach no line that other tests do not: without coverage they take half the time.
 STRESS_TESTS := tests/model tests/e2e tests/conformance/test_races.py tests/conformance/test_cache_races.py \
