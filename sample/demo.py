@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 #: What template.yaml and Lambda give to the functions.
 FUNCTIONS_ENVIRONMENT: Final = {
     "IDEMPOTENCY_TABLE": "idempotency",
+    "SHARED_TABLE": "shared",
     "CHARGES_TABLE": "charges",
     "ACCOUNTS_TABLE": "accounts",
     "RESULTS_BUCKET": "results",
+    "POWERTOOLS_METRICS_NAMESPACE": "IdempotentPayments",
+    "POWERTOOLS_METRICS_DISABLED": "true",  # they are log lines, and this is no log
     "AWS_REGION": "eu-west-1",
     "AWS_DEFAULT_REGION": "eu-west-1",
     "AWS_ACCESS_KEY_ID": "demo",

@@ -14,17 +14,21 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from idempotency import DynamoDBPersistenceLayer, IdempotencyConfig, current_attempt, idempotent_function
+from sample.metrics import count
 from sample.provider import CardDeclinedError, charge
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
-store = DynamoDBPersistenceLayer(os.environ["IDEMPOTENCY_TABLE"])
+#: The table is shared with `orders`; each function has a partition of its own.
+store = DynamoDBPersistenceLayer(os.environ["SHARED_TABLE"], static_pk_value="bills", sort_key_attr="sort")
 config = IdempotencyConfig(
     event_key_jmespath="[bill_id, guest]",
     require_all_key_fields=True,
     raise_on_no_idempotency_key=True,
     payload_validation_jmespath="amount",
+    expires_after_seconds=24 * 60 * 60,
+    observers=[count],
 )
 
 
@@ -67,7 +71,7 @@ async def charge_all(shares: list[Share]) -> tuple[dict[str, str], list[str]]:
     return paid, declined
 
 
-@idempotent_function(data_keyword_argument="share", persistence_store=store, config=config)
+@idempotent_function(data_keyword_argument="share", persistence_store=store, config=config, key_prefix="bills")
 async def charge_share(share: Share) -> str:
     """Charge one guest.  Returns the id of the charge."""
     order_id = f"{share.bill_id}/{share.guest}"

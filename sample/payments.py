@@ -20,6 +20,7 @@ from idempotency import (
     current_attempt,
     idempotent,
 )
+from sample.metrics import count
 from sample.provider import CardDeclinedError, charge
 
 if TYPE_CHECKING:
@@ -37,15 +38,20 @@ def mark_replay(response: Response, idempotent_data: DataRecord) -> Response:  #
     return response
 
 
-store = DynamoDBPersistenceLayer(os.environ["IDEMPOTENCY_TABLE"])
+#: "eventual" or "strong" where the table has replicas in other Regions, see docs/multi-region.md.
+replication: Any = os.environ.get("TABLE_REPLICATION") or None
+store = DynamoDBPersistenceLayer(os.environ["IDEMPOTENCY_TABLE"], replication=replication)
 config = IdempotencyConfig(
-    # The customer belongs to the key, or one customer could be shown another's answer.  Behind an authorizer, take the customer
-    # from requestContext.authorizer, which the client cannot choose.
+    # The customer belongs to the key, or one customer could be shown another's answer.  This API's callers are our own services,
+    # known by IAM and trusted to name their customers.  Where customers call by themselves, take the customer from
+    # requestContext.authorizer, which they cannot choose.
     event_key_jmespath="powertools_json(body).[customer_id, order_id]",
     require_all_key_fields=True,
     raise_on_no_idempotency_key=True,
     payload_validation_jmespath="powertools_json(body).[amount, currency]",
     response_hook=mark_replay,
+    expires_after_seconds=24 * 60 * 60,  # longer than any client of ours retries
+    observers=[count],
 )
 
 
@@ -101,7 +107,8 @@ def handler(event: Event, context: LambdaContext) -> Response:
         return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "This order was already paid with another amount or currency")
 
 
-@idempotent(persistence_store=store, config=config)
+# With a prefix of our own, keys stay what they are when the function is renamed, moved or deployed anew.
+@idempotent(persistence_store=store, config=config, key_prefix="payments")
 def pay(event: Event, context: LambdaContext) -> Response:  # noqa: ARG001 - the shape of a handler
     """Charge the order.  An error frees the key, so that a retry runs again; an answer is stored."""
     payment = Payment.of(event)

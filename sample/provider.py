@@ -1,19 +1,26 @@
 """A stand-in for a payment provider.  Its books are a table of its own, so it can be asked how often a charge really happened.
 
-Like real providers it takes an idempotency key: a request that repeats a key is counted, and charges nothing.
+Like real providers it takes an idempotency key: a request that repeats a key is counted, and charges nothing.  And like the
+sandboxes of real providers it has orders to test with, see `charge`.
 """
 
 from __future__ import annotations
 
 import os
+import time
 import uuid
-from typing import Any
+from typing import Any, Final
 
 import boto3
+from botocore.config import Config
 
 #: Made when the function's sandbox starts: boto3's default session is not safe to create clients from in several threads.
-client: Any = boto3.client("dynamodb")
+#: The SDK's own timeouts of 60 s outlive the functions.
+client: Any = boto3.client("dynamodb", config=Config(connect_timeout=1, read_timeout=2))
 table_name = os.environ["CHARGES_TABLE"]
+
+#: Longer than any function of the stack may run.
+SLOW_SECONDS: Final = 30
 
 
 class CardDeclinedError(Exception):
@@ -21,7 +28,16 @@ class CardDeclinedError(Exception):
 
 
 def charge(order_id: str, amount: int, *, idempotency_key: str) -> str:
-    """Charge *amount* cents for the order, once per key.  Returns the id of the charge."""
+    """Charge *amount* cents for the order, once per key.  Returns the id of the charge.
+
+    Orders for tests: the card of `declined-...` is declined.  `slow-...` is charged, but the first request with its key is not
+    answered in time.
+
+    Raises:
+        CardDeclinedError: nothing was charged.
+    """
+    if order_id.startswith("declined-"):
+        raise CardDeclinedError(order_id)
     answer = client.update_item(
         TableName=table_name,
         Key={"id": {"S": idempotency_key}},
@@ -37,5 +53,8 @@ def charge(order_id: str, amount: int, *, idempotency_key: str) -> str:
         },
         ReturnValues="ALL_NEW",
     )
-    charge_id: str = answer["Attributes"]["charge_id"]["S"]
+    entry = answer["Attributes"]
+    if order_id.startswith("slow-") and entry["requests"]["N"] == "1":
+        time.sleep(SLOW_SECONDS)
+    charge_id: str = entry["charge_id"]["S"]
     return charge_id

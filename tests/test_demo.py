@@ -36,7 +36,7 @@ def test_the_demo_shows_each_promise_kept_and_exits_with_0() -> None:
         "ok     messages reported as failed: []",
         "ok     charges for b-7/carol: 1, from 1 request to the provider",
         "ok     the replay is the same: True",
-        "ok     records copied: 11",
+        "ok     records copied: 6",
         "ok     balances: {'alice': 2500, 'bob': 7500}",
         "ok     cents moved, as the answer says: 7500",
         "ok     the answer's reason: lacks funds",
