@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from behaviour.kit import PREFIX, Form, Work, key_of
 from doubles import LambdaContext, incompressible
-from stores import STORES, Made, cached, dynamodb, dynamodb_composite
+from stores import OTHER_WAYS, STORES, Made, cached, dynamodb, dynamodb_composite
 
 from idempotency import (
     IdempotencyAlreadyInProgressError,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ORDER = {"id": 7, "amount": 10}
 
 
-@pytest.fixture(params=[each for each in STORES if each.id not in ("memory", "moto")])
+@pytest.fixture(params=[each for each in STORES + OTHER_WAYS if each.id not in ("memory", "moto")])
 def made(request: pytest.FixtureRequest, clock: FakeClock) -> Made:
     factory, endpoint_fixture = request.param
     made: Made = factory(clock, request.getfixturevalue(endpoint_fixture))

@@ -19,7 +19,7 @@ from faults import (
     refused,
     throttle,
 )
-from stores import Made, dynamodb, dynamodb_composite, dynamodb_odd_names, large_results
+from stores import Made, dynamodb, dynamodb_odd_names, large_results
 
 from idempotency import (
     IdempotencyAlreadyInProgressError,
@@ -80,7 +80,7 @@ class Bench:
         self.client.always("get_item", lambda _send: {"Item": item} if item else {})
 
 
-@pytest.fixture(params=[dynamodb, dynamodb_odd_names, dynamodb_composite], ids=["plain", "odd names", "composite"])
+@pytest.fixture(params=[dynamodb, dynamodb_odd_names], ids=["plain", "odd-names"])
 def bench(request: pytest.FixtureRequest, clock: FakeClock, dynamodb_local: str) -> Bench:
     return Bench(request.param(clock, dynamodb_local), clock)
 

@@ -19,7 +19,7 @@ from boto3.dynamodb.types import TypeDeserializer
 from doubles import LambdaContext, Shelf, incompressible
 from engines.tables import create_table
 from faults import FaultyClient, access_denied, refused
-from stores import Made, dynamodb, dynamodb_composite, dynamodb_odd_names, large_results, memory
+from stores import Made, dynamodb, dynamodb_odd_names, large_results, memory
 
 from idempotency import (
     CancellationReason,
@@ -114,7 +114,7 @@ def open_shop(made: Made) -> Shop:
     return shop
 
 
-@pytest.fixture(params=[dynamodb, dynamodb_odd_names, dynamodb_composite], ids=["plain", "odd names", "composite"])
+@pytest.fixture(params=[dynamodb, dynamodb_odd_names], ids=["plain", "odd-names"])
 def each_shop(request: pytest.FixtureRequest, clock: FakeClock, dynamodb_local: str) -> Shop:
     """On each layout of the record's table."""
     return open_shop(request.param(clock, dynamodb_local))

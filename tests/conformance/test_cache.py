@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from doubles import START_MS, FakeClock
-from stores import STORES
+from stores import by_id
 from verbs import AwaitedVerbs, Verbs
 
 from persistence import rules
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 KEY = "orders.handler#1"
 
-SERVERS = [param for param in STORES if param.id in ("valkey", "redis")]
-pytestmark = pytest.mark.parametrize("made", SERVERS, indirect=True)
+pytestmark = pytest.mark.parametrize("made", by_id("valkey", "redis"), indirect=True)
 
 NOW_S = START_MS // 1000
 VERBS = ["claim", "complete", "renew", "release"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from boto3.dynamodb.types import Binary
 from botocore.exceptions import ClientError
-from stores import ODD_NAMES, STORES, large_results
+from stores import ODD_NAMES, by_id, large_results
 
 from persistence.dynamodb import DynamoDBPersistenceLayer
 from persistence.exceptions import (
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 KEY = "orders.handler#1"
 
-TABLES = [param for param in STORES if param.id.startswith("dynamodb") or param.id == "moto"]
+TABLES = by_id("dynamodb", "dynamodb-odd-names", "moto")
 on_every_table = pytest.mark.parametrize("made", TABLES, indirect=True)
-on_a_composite_table = pytest.mark.parametrize("made", [param for param in TABLES if "composite" in param.id], indirect=True)
 
 DEFAULT_NAMES = {
     "id", "expiration", "in_progress_expiration", "status", "data", "validation", "owner_token", "generation", "holder",
@@ -33,7 +32,6 @@ DEFAULT_NAMES = {
 NAMES = {
     "dynamodb": DEFAULT_NAMES,
     "dynamodb-odd-names": set(ODD_NAMES.values()) - {ODD_NAMES["result_not_kept_attr"], ODD_NAMES["region_attr"]},
-    "dynamodb-composite": DEFAULT_NAMES | {"sk"},
     "moto": DEFAULT_NAMES,
 }
 
@@ -238,14 +236,13 @@ def test_a_fraction_of_a_second_in_another_writers_expiry_is_read(verbs: Verbs, 
     assert verbs.claim(verbs.offer(KEY, "b")).generation == 2
 
 
-@on_a_composite_table
+@pytest.mark.parametrize("made", by_id("dynamodb-odd-names"), indirect=True)
 def test_stores_of_different_static_partitions_share_a_table(verbs: Verbs, made: Made) -> None:
-    other = DynamoDBPersistenceLayer(
-        made.store.table_name, boto3_client=made.store.client, sort_key_attr="sk", static_pk_value="idempotency#refunds"
-    )
+    table, client = made.store.table_name, made.store.client
+    other = DynamoDBPersistenceLayer(table, boto3_client=client, static_pk_value="idempotency#refunds", **ODD_NAMES)
     other.clock_ms = made.store.clock_ms
     verbs.claim(verbs.offer(KEY, "a"))
 
     other.claim(verbs.offer(KEY, "b"))
 
-    assert {item["owner_token"]["S"] for item in raw_items(made)} == {"a", "b"}
+    assert {item[ODD_NAMES["owner_token_attr"]]["S"] for item in raw_items(made)} == {"a", "b"}

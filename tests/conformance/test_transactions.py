@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from engines.tables import create_table
-from stores import dynamodb, dynamodb_composite, dynamodb_odd_names, memory
+from stores import dynamodb, dynamodb_odd_names, memory
 from verbs import AwaitedVerbs, Verbs, at_once
 
 from persistence.exceptions import (
@@ -75,7 +75,7 @@ class Committer:
         return fenced.value
 
 
-@pytest.fixture(params=[dynamodb, dynamodb_odd_names, dynamodb_composite], ids=["plain", "odd names", "composite"])
+@pytest.fixture(params=[dynamodb, dynamodb_odd_names], ids=["plain", "odd-names"])
 def made(request: pytest.FixtureRequest, clock: FakeClock, dynamodb_local: str) -> Made:
     made: Made = request.param(clock, dynamodb_local)
     return made

@@ -308,6 +308,26 @@ def test_an_interruption_of_the_request_tells_of_its_throttles(noticing: Noticin
     assert call_notices.get() is None
 
 
+# Calls that were fenced off
+
+
+@ASYNC
+def test_a_call_without_its_record_is_told_so_even_if_the_record_cannot_be_read(
+    noticing: Noticing, is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fence(data_record: DataRecord) -> None:
+        raise IdempotencyLeaseLostError("another attempt")
+
+    def fail(idempotency_key: str) -> DataRecord:
+        raise OSError("reset")
+
+    monkeypatch.setattr(noticing, "_update_record", fence)
+    monkeypatch.setattr(noticing, "_get_record", fail)
+
+    with pytest.raises(IdempotencyLeaseLostError, match="^The function ran, but "):
+        function(noticing, lambda: "late", is_async)()
+
+
 # Results that are kept elsewhere
 
 

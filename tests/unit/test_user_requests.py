@@ -26,6 +26,8 @@ serialize = TypeSerializer().serialize
 in_general = settings(
     max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
+#: For what has few cases.
+briefly = settings(in_general, max_examples=50)
 
 
 # What boto3's own resources make of a request
@@ -194,7 +196,7 @@ def test_every_condition_of_boto3s_is_taken_beside_the_users_own_placeholders(
     assert client.body(method, low_level(request)) == resource.body(method, as_given(request))
 
 
-@in_general
+@briefly
 @given(case=requests)
 def test_the_users_own_arguments_are_left_as_they_were(case: Any) -> None:
     _, request = case
@@ -228,7 +230,7 @@ def normalised(values: dict[str, Any]) -> dict[str, Any]:
     return {name: normal(value) for name, value in values.items()}
 
 
-@in_general
+@briefly
 @given(key=keys, others=attributes, arguments=valued)
 def test_typed_values_mean_what_plain_ones_mean(key: dict[str, Any], others: dict[str, Any], arguments: dict[str, Any]) -> None:
     item = {**others, **key}
@@ -239,7 +241,7 @@ def test_typed_values_mean_what_plain_ones_mean(key: dict[str, Any], others: dic
     assert low_level({"TableName": "t", "Key": typed(key)}) == low_level({"TableName": "t", "Key": key})
 
 
-@in_general
+@briefly
 @given(item=attributes.filter(bool))
 def test_what_was_made_once_is_made_again_of_itself(item: dict[str, Any]) -> None:
     made = low_level({"TableName": "t", "Item": {**item, "id": "x"}})
@@ -593,7 +595,7 @@ def test_what_was_made_does_not_change_with_the_users_own_values() -> None:
 # Reading
 
 
-@in_general
+@briefly
 @given(item=st.dictionaries(names, values, max_size=5))
 def test_an_item_is_read_as_boto3s_resources_read_it(item: dict[str, Any]) -> None:
     read = plain(typed(item))
