@@ -197,14 +197,12 @@ STORES = [
     pytest.param((cached, "redis_server"), id="redis", marks=pytest.mark.redis),
 ]
 
-#: Other ways to the same decisions: a server for demos, a cluster, TLS.  What they can break shows in a few stories of each verb.
+#: Other ways to the same decisions: a server for demos, a cluster, TLS.  Some of the contract is told there.
 OTHER_WAYS = [
     pytest.param((dynamodb, "moto_server"), id="moto", marks=pytest.mark.moto),
     pytest.param((clustered, "valkey_cluster"), id="valkey-cluster", marks=pytest.mark.valkey_cluster),
     pytest.param((cached, "valkey_tls"), id="valkey-tls", marks=pytest.mark.valkey_tls),
 ]
-#: For such stories.
-in_every_way = pytest.mark.parametrize("made", STORES + OTHER_WAYS, indirect=True)
 
 
 def by_id(*ids: str) -> list[Any]:

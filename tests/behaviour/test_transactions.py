@@ -840,7 +840,8 @@ def unprotected(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
             try:
                 return call({**event, "id": None} if request.param == "no key" else event, LambdaContext())
             finally:
-                found = {warning.category for warning in heard}
+                # An old botocore has a warning of its own about newer Pythons.
+                found = {warning.category for warning in heard if not issubclass(warning.category, DeprecationWarning)}
                 assert found == {PowertoolsUserWarning if request.param == "switched off" else UserWarning}
 
     return make

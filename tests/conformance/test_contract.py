@@ -1,4 +1,4 @@
-"""The store contract, on every store of `stores.STORES`, sync and async; a few stories of each verb also in every other way.
+"""The store contract, on every store of `stores.STORES`, sync and async; `test_other_ways` tells some of it elsewhere.
 
 `peek` reads the record past the store, so that a store is never its own witness.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from stores import in_every_way
 
 from persistence.exceptions import (
     IdempotencyInvalidStatusError,
@@ -40,7 +39,6 @@ def fencing(verb: Any, record: Any) -> IdempotencyLeaseLostError:
 
 
 class TestClaim:
-    @in_every_way
     def test_an_absent_key_is_granted_and_stored_as_offered(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
         offer = verbs.offer(KEY, "a", lease_ms=1_000, expires_s=60, payload_hash="h", holder="request-1")
 
@@ -64,7 +62,6 @@ class TestClaim:
 
         assert not {"validation", "holder", "data", "result_not_kept"} & peek(KEY).keys()
 
-    @in_every_way
     def test_a_live_claim_refuses_with_the_record_that_holds_the_key(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
         verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000, payload_hash="h", holder="request-1"))
         before = peek(KEY)
@@ -77,7 +74,6 @@ class TestClaim:
         assert (existing.payload_hash, existing.holder, existing.generation) == ("h", "request-1", 1)
         assert peek(KEY) == before
 
-    @in_every_way
     def test_a_lease_is_taken_over_in_the_millisecond_after_its_end(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
         verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
         clock.advance(ms=1_000)
@@ -120,7 +116,6 @@ class TestClaim:
 
         assert (granted.owner_token, granted.generation, granted.took_over) == ("b", 2, False)
 
-    @in_every_way
     def test_nothing_of_an_expired_result_survives_the_next_claim(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
         verbs.complete(verbs.completed(verbs.claim(verbs.offer(KEY, "a", payload_hash="h", holder="request-1")), '"A"'))
         clock.advance(seconds=61)
@@ -190,7 +185,6 @@ class TestClaim:
 
         assert refused.value.old_data_record.owner_token == "a"
 
-    @in_every_way
     def test_a_lease_that_was_renewed_since_it_was_seen_is_not_broken(self, verbs: Verbs, clock: FakeClock) -> None:
         """A renewal keeps the generation: the claim of what looked like an orphan must still ask for the lease's end."""
         late = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000, expires_s=1))
@@ -262,7 +256,6 @@ class TestClaim:
 
         assert (granted.generation, granted.took_over) == (2, False)
 
-    @in_every_way
     def test_a_repeated_claim_is_refused_with_the_claimants_own_record(self, verbs: Verbs) -> None:
         """So that an attempt whose first answer was lost recognises its own write."""
         offer = verbs.offer(KEY, "a")
@@ -299,11 +292,9 @@ class TestClaim:
 
 
 class TestFetch:
-    @in_every_way
     def test_an_absent_key_has_no_record(self, verbs: Verbs) -> None:
         assert verbs.fetch(KEY) is None
 
-    @in_every_way
     def test_a_record_reads_as_it_was_granted(self, verbs: Verbs) -> None:
         granted = verbs.claim(verbs.offer(KEY, "a", payload_hash="h", holder="request-1"))
 
@@ -326,7 +317,6 @@ class TestFetch:
 
 
 class TestComplete:
-    @in_every_way
     def test_the_result_joins_what_the_claim_wrote(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
         granted = verbs.claim(verbs.offer(KEY, "a", payload_hash="h", holder="request-1"))
         claimed = peek(KEY)
@@ -372,7 +362,6 @@ class TestComplete:
         assert (winner.owner_token, winner.stored_status, winner.holder) == ("b", "INPROGRESS", "request-2")
         assert peek(KEY) == before
 
-    @in_every_way
     def test_a_late_success_cannot_replace_the_winners_result(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
         late = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
         clock.advance(ms=1_001)
@@ -384,7 +373,6 @@ class TestComplete:
         assert (winner.owner_token, winner.stored_status, winner.response_data) == ("b", "COMPLETED", '"B"')
         assert peek(KEY) == before
 
-    @in_every_way
     def test_a_result_finds_its_place_although_its_record_has_vanished(self, verbs: Verbs, peek: Peek) -> None:
         """A table's TTL may delete a record as soon as it has expired, whoever still works under it."""
         granted = verbs.claim(verbs.offer(KEY, "a", payload_hash="h"))
@@ -414,7 +402,6 @@ class TestComplete:
         clock.advance(seconds=61)
         assert verbs.claim(verbs.offer(KEY, "c")).generation == 3
 
-    @in_every_way
     def test_a_result_that_is_not_kept_leaves_its_mark_and_no_data(self, verbs: Verbs, peek: Peek) -> None:
         granted = verbs.claim(verbs.offer(KEY, "a", payload_hash="h"))
         claimed = peek(KEY)
@@ -452,7 +439,6 @@ class TestComplete:
 
 
 class TestRelease:
-    @in_every_way
     def test_a_released_key_is_free_at_once(self, verbs: Verbs, peek: Peek) -> None:
         verbs.release(verbs.claim(verbs.offer(KEY, "a")))
 
@@ -460,7 +446,6 @@ class TestRelease:
         granted = verbs.claim(verbs.offer(KEY, "b"))
         assert (granted.generation, granted.took_over) == (1, False)
 
-    @in_every_way
     def test_releasing_an_absent_key_is_no_error(self, verbs: Verbs, peek: Peek) -> None:
         verbs.release(verbs.offer(KEY, "a"))
 
@@ -494,7 +479,6 @@ class TestRelease:
 
         assert peek(KEY) == before
 
-    @in_every_way
     def test_a_late_failure_cannot_delete_the_winners_result(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
         late = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
         clock.advance(ms=1_001)
@@ -524,7 +508,6 @@ class TestRelease:
 
 
 class TestRenew:
-    @in_every_way
     def test_a_renewal_moves_the_ends_and_nothing_else(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
         granted = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000, payload_hash="h", holder="request-1"))
         before = peek(KEY)
@@ -554,7 +537,17 @@ class TestRenew:
 
         assert refusal(verbs, KEY, "b").old_data_record.owner_token == "a"
 
-    @in_every_way
+    def test_a_renewal_that_was_delayed_on_its_way_does_not_set_the_lease_back(self, verbs: Verbs, peek: Peek) -> None:
+        """It lands after the next one, and its holder believes in the later end."""
+        granted = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+        delayed = verbs.renewed(granted, lease_ms=59_999, expires_s=600)
+        verbs.renew(verbs.renewed(granted, lease_ms=60_000, expires_s=601))
+        before = peek(KEY)
+
+        verbs.renew(delayed)
+
+        assert peek(KEY) == before
+
     def test_a_renewal_after_a_takeover_is_fenced_off(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
         late = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
         clock.advance(ms=1_001)
@@ -585,7 +578,6 @@ class TestRenew:
 
 
 class TestPayloads:
-    @in_every_way
     @pytest.mark.parametrize(
         "data",
         [
@@ -607,7 +599,6 @@ class TestPayloads:
         assert refusal(verbs, KEY, "b").old_data_record.response_data == data
         assert peek(KEY)["data"] == data
 
-    @in_every_way
     @pytest.mark.parametrize("key", ["注文#1", "a b\n#🧾", "x#" + "k" * 900], ids=["non-ascii", "emoji", "long"])
     def test_a_key_may_be_any_text(self, verbs: Verbs, key: str) -> None:
         granted = verbs.claim(verbs.offer(key, "a"))

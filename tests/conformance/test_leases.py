@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from doubles import LambdaContext
-from stores import in_every_way
 
 from idempotency import IdempotencyConfig, current_attempt, idempotent
 
 if TYPE_CHECKING:
     from doubles import FakeClock
     from stores import Made, Peek
-    from verbs import Verbs
 
 EVENT = {"id": "order-1"}
 
@@ -79,16 +77,3 @@ def test_a_result_expires_by_its_completion_and_not_by_its_claim(made: Made, clo
     handler(EVENT, LambdaContext(clock=clock))
 
     assert peek(seen[0])["expiration"] == clock.now_ms // 1000 + 60
-
-
-@in_every_way
-def test_a_renewal_that_was_delayed_on_its_way_does_not_set_the_lease_back(verbs: Verbs, peek: Peek) -> None:
-    """It lands after the next one, and its holder believes in the later end."""
-    granted = verbs.claim(verbs.offer("k", "a", lease_ms=1_000))
-    delayed = verbs.renewed(granted, lease_ms=59_999, expires_s=600)
-    verbs.renew(verbs.renewed(granted, lease_ms=60_000, expires_s=601))
-    before = peek("k")
-
-    verbs.renew(delayed)
-
-    assert peek("k") == before

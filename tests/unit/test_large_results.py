@@ -19,7 +19,7 @@ from persistence._retries import Retries
 from persistence.datarecord import DataRecord, OffloadedResult
 from persistence.exceptions import IdempotencyPersistenceConfigError, IdempotencyResultNotKeptError
 
-ITEMS = ItemFormat(**DEFAULT_NAMES, sort_key_attr=None, static_pk_value="")
+ITEMS = ItemFormat(**{**DEFAULT_NAMES, "sort_key_attr": None}, static_pk_value="")
 DONE = DataRecord("fn#1", "COMPLETED", 1_800_003_600, 1_800_000_060_250, owner_token="token", generation=1)
 KIB = 1024
 

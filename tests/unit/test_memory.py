@@ -217,6 +217,17 @@ def test_a_renewal_moves_the_ends_and_nothing_else(clock: FakeClock) -> None:
     assert store.fetch("k") == before.replace(**ends)
 
 
+def test_a_renewal_that_was_delayed_on_its_way_does_not_set_the_lease_back(clock: FakeClock) -> None:
+    store = InMemoryPersistenceLayer(clock_ms=clock)
+    granted = store.claim(offer("k", clock))
+    store.renew(granted.replace(in_progress_expiry_timestamp=clock.now_ms + 9_000))
+    before = store.fetch("k")
+
+    store.renew(granted.replace(in_progress_expiry_timestamp=clock.now_ms + 8_999))
+
+    assert store.fetch("k") == before
+
+
 @pytest.mark.parametrize("state", ["absent", "completed", "another's"])
 def test_a_renewal_that_comes_too_late_writes_nothing_and_shows_what_it_found(state: str, clock: FakeClock) -> None:
     store = InMemoryPersistenceLayer(clock_ms=clock)
