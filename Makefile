@@ -27,17 +27,21 @@ test-on-lowest: TOLERATED := -W "ignore:datetime.datetime.utcnow:DeprecationWarn
 test-on-lowest: CORE_TESTS += $(NOT_ON_LOWEST:%=--ignore=%)
 # Requests, clients and servers are the same on each Python: there, the stores in memory and in a cache, and the decorators on every
 # kind of engine will do, and the races of threads in memory.
-NOT_ON_OTHERS := $(addprefix tests/conformance/test_,dynamodb.py transactions.py cache.py cache_clients.py plain_clients.py)
+NOT_ON_OTHERS := tests/behaviour/test_worked_examples.py \
+	$(addprefix tests/conformance/test_,dynamodb.py transactions.py cache.py cache_clients.py plain_clients.py)
 test-on-3.%: CORE_TESTS += $(NOT_ON_OTHERS:%=--ignore=%)
 test-on-3.%: NOT_CORE += or (dynamodb and (test_contract or test_leases)) or (test_races and not memory)
 
 # They reach no line that other tests do not: without coverage they take half the time.
 STRESS_TESTS := tests/model tests/test_demo.py tests/test_engines.py \
-	$(addprefix tests/conformance/test_,contract.py transactions.py cache_exchange.py races.py cache_races.py) \
+	$(addprefix tests/conformance/test_,contract.py other_ways.py transactions.py cache_exchange.py races.py cache_races.py) \
 	$(addprefix tests/fault/test_,chaos.py cache_chaos.py cache_cluster.py cache_servers.py transfers.py crashes.py hidden_retries.py \
 		side_by_side.py transactions.py leases.py peer_rows.py concurrency.py large_results.py store_failures.py zombies.py \
 		proxy.py resp_proxy.py history.py) \
 	$(addprefix tests/replication/test_,anomalies.py cache_failover.py strong.py replicas.py)
+
+# They are about template.yaml, and need SAM and its emulator.
+STACK_TESTS := $(addprefix tests/e2e/test_,template.py deploy.py emulator.py)
 
 # Tests wait for engines half of the time.  A make that can shows the output of each run in one piece.
 PARALLEL = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
@@ -57,7 +61,7 @@ test-covered: .venv/wheel .venv/tests engines  ## What reaches every line, with 
 	$(INSTALLED) .venv/bin/pytest --ignore=tests/e2e $(STRESS_TESTS:%=--ignore=%) --cov --cov-report=term-missing
 
 test-stress: .venv/wheel .venv/tests engines  ## The others: the contract on real engines, random faults, races, interleavings
-	$(INSTALLED) .venv/bin/pytest -p no:cacheprovider $(STRESS_TESTS)
+	$(INSTALLED) .venv/bin/pytest -p no:cacheprovider --chaos-attempts=1500 $(STRESS_TESTS)
 
 test-unit: .venv/wheel .venv/tests  ## The fast ones, which need no engine
 	$(INSTALLED) .venv/bin/pytest tests/unit tests/behaviour

@@ -81,6 +81,17 @@ def test_unknown_attributes_go_with_the_next_claim(verbs: Verbs, made: Made, clo
     assert "note" not in item
 
 
+@on_every_table
+def test_a_renewal_that_comes_after_a_later_one_is_refused_by_the_service_and_no_lost_lease(verbs: Verbs, made: Made) -> None:
+    granted = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+    verbs.renew(verbs.renewed(granted, lease_ms=60_000))
+    before = raw_items(made)
+
+    verbs.renew(verbs.renewed(granted, lease_ms=59_999))
+
+    assert raw_items(made) == before
+
+
 @pytest.mark.parametrize(
     ("made", "names"),
     [pytest.param(*param.values, NAMES[param.id], id=param.id, marks=param.marks) for param in TABLES],

@@ -179,7 +179,7 @@ def stopped(
     sample, tables = Payments(), new_tables(dynamodb_local)
     with ExitStack() as stack:
         mishaps = stack.enter_context(closing(Mishaps(dynamodb_local)))
-        said = settings(sample, artifact / sample.function_name, tables, mishaps, len(STOPS))
+        said = settings(sample, "stopped", artifact / sample.function_name, tables, mishaps, len(STOPS))
         deployed = entered(stack, function(said, tmp_path_factory.mktemp("stopped") / "log"), "Lambda's runtime")
         deployed.warm()
 

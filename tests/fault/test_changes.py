@@ -424,7 +424,7 @@ def test_a_counter_equals_the_number_of_its_changes_whatever_is_lost(counter: Co
     """Each change is delivered one to three times, in any order, and again until it is answered."""
     seed = pytestconfig.getoption("--chaos-seed")
     dice = random.Random(seed)
-    changes, struck = [f"change-{number}" for number in range(400)], 0
+    changes, struck = [f"change-{number}" for number in range(200)], 0
 
     def chance(send: Send) -> Any:
         nonlocal struck
@@ -450,5 +450,5 @@ def test_a_counter_equals_the_number_of_its_changes_whatever_is_lost(counter: Co
 
     assert counter.item() == {"n": len(changes), "applied_changes": set(changes)}, f"seed {seed}"
     assert len(applied) == len(set(applied)) < len(changes)  # some were applied although nobody saw True
-    assert struck > 300
-    assert gave_up > 10
+    assert struck > 150
+    assert gave_up > 5

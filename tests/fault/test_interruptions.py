@@ -31,7 +31,7 @@ from faults import (
 from idempotency import IdempotencyAlreadyInProgressError, idempotent, idempotent_function
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from faults import Fault
 
@@ -287,6 +287,15 @@ def test_a_function_that_survives_its_cancellation_is_completed(bench: Bench) ->
     assert bench.peek(KEY)["status"] == "COMPLETED"
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C interrupts this process.  It does not where a shell has started it in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_releases_an_async_run(bench: Bench) -> None:
     async def work() -> None:
         signal.raise_signal(signal.SIGINT)
@@ -297,6 +306,7 @@ def test_ctrl_c_releases_an_async_run(bench: Bench) -> None:
     assert bench.peek(KEY) is None
 
 
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_releases_a_sync_run(bench: Bench) -> None:
     with pytest.raises(KeyboardInterrupt):
         deliver(bench, lambda: signal.raise_signal(signal.SIGINT))

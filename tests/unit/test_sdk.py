@@ -47,6 +47,8 @@ class Wire:
     def __init__(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slept: list[float] = []
         monkeypatch.setattr("botocore.endpoint.time.sleep", self.slept.append)
+        # Where the adaptive mode waits after a throttle, by a clock of its own.
+        monkeypatch.setattr("botocore.retries.bucket.TokenBucket.acquire", lambda bucket, amount=1, block=True: True)
         config = Config(retries={"mode": mode, "total_max_attempts": 4})
         self.client: Any = boto3.client("dynamodb", endpoint_url="http://127.0.0.1:1", config=config)
         self.tries = 0
