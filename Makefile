@@ -180,10 +180,19 @@ build/function: build/wheel sample/requirements.txt $(HANDLERS)
 		"$$python" -m compileall -q --invalidation-mode checked-hash build/function.new
 	mv build/function.new $@ && touch $@
 
-# SAM's `BuildMethod: makefile` asks for this, with the folder to fill in ARTIFACTS_DIR.
-build-%: build/function
+# SAM's `BuildMethod: makefile` asks for this, with the folder to fill in ARTIFACTS_DIR; with --parallel, for all functions at once.
+build-%:
 	@test -n "$(ARTIFACTS_DIR)" || { echo "This is for sam build, which sets ARTIFACTS_DIR." >&2; exit 1; }
+	@mkdir -p build && $(or $(PYTHON),python3) -c "$$ONE_AT_A_TIME" $(MAKE) --no-print-directory build/function
 	cp -R build/function/. "$(ARTIFACTS_DIR)"
+
+define ONE_AT_A_TIME
+import fcntl, subprocess, sys
+with open('build/lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    sys.exit(subprocess.call(sys.argv[1:]))
+endef
+export ONE_AT_A_TIME
 
 .engines/ready: tests/engines/package-lock.json tests/engines/fetch.py tests/requirements-java.txt tests/requirements-node.txt .venv/python
 	PYTHONPATH=tests .venv/bin/python -m engines.fetch
