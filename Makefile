@@ -16,7 +16,7 @@ SOURCES := pyproject.toml README.md LICENSE $(shell find idempotency persistence
 # server decides show the same on each of them.
 CORE_TESTS := tests/unit tests/behaviour tests/conformance \
 	$(addprefix --ignore=tests/conformance/test_,cache_races.py exchange.py cache_exchange.py)
-NOT_CORE := odd-names or moto or cluster or tls
+NOT_CORE := odd-names or moto or cluster or tls or dynamodb-lean
 OTHER_PYTHONS = $(filter-out $(shell cat .venv/python),$(shell tests/engines/pythons.sh | cut -d ' ' -f 1))
 # The lowest versions are tried on one of those, so that each Python of a machine is used once; without another one, on ours.
 LOWEST_PYTHON = $(firstword $(OTHER_PYTHONS) $(shell cat .venv/python))
@@ -37,7 +37,7 @@ STRESS_TESTS := tests/model tests/test_demo.py tests/test_engines.py \
 	$(addprefix tests/conformance/test_,contract.py other_ways.py transactions.py cache_exchange.py races.py cache_races.py) \
 	$(addprefix tests/fault/test_,chaos.py cache_chaos.py cache_cluster.py cache_servers.py transfers.py crashes.py hidden_retries.py \
 		side_by_side.py transactions.py leases.py peer_rows.py concurrency.py large_results.py store_failures.py zombies.py \
-		proxy.py resp_proxy.py history.py) \
+		proxy.py resp_proxy.py history.py lean.py) \
 	$(addprefix tests/replication/test_,anomalies.py cache_failover.py strong.py replicas.py)
 
 # They are about template.yaml, and need SAM and its emulator.

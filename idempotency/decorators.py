@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Coroutine
 from functools import partial, update_wrapper
-from inspect import (
-    Parameter,
-    isasyncgenfunction,
-    iscoroutinefunction,
-    isfunction,
-    isgeneratorfunction,
-    signature,
-)
+from types import FunctionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -25,13 +17,13 @@ from typing import (
     overload,
 )
 
+from idempotency._environment import Variable
 from idempotency.config import IdempotencyConfig  # noqa: TC001 - users of Powertools import it from beside the decorators
 from idempotency.handler import IdempotencyHandler, Invocation
 from idempotency.serialization.base import (
     BaseIdempotencyModelSerializer,
     BaseIdempotencySerializer,
 )
-from idempotency.serialization.functions import return_type
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -48,7 +40,14 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 OutputSerializer = BaseIdempotencySerializer | type[BaseIdempotencyModelSerializer] | None
 
-DISABLED_ENV: Final = "POWERTOOLS_IDEMPOTENCY_DISABLED"
+DISABLED: Final = Variable("POWERTOOLS_IDEMPOTENCY_DISABLED")
+#: Flags of a function's code.  https://docs.python.org/3/library/inspect.html#code-objects-bit-flags
+GENERATOR: Final = 0x20
+COROUTINE: Final = 0x80
+ASYNC_GENERATOR: Final = 0x200
+#: What `inspect.markcoroutinefunction` leaves on a function.
+MARKER: Final = "_is_coroutine_marker"
+
 _YES: Final = frozenset({"1", "y", "yes", "t", "true", "on"})
 _NO: Final = frozenset({"0", "n", "no", "f", "false", "off"})
 
@@ -149,7 +148,7 @@ def idempotent(
     """
     if function is None:
         return partial(idempotent, persistence_store=persistence_store, config=config, key_prefix=key_prefix)
-    if not isfunction(function):
+    if not isinstance(function, FunctionType):
         raise TypeError(f"@idempotent takes keyword arguments and decorates a handler function, not {type(function).__name__}")
     handler, is_async = _handler(function, persistence_store, config, None, key_prefix)
 
@@ -333,10 +332,12 @@ def _handler(
     if isinstance(function, (classmethod, staticmethod)):
         raise TypeError(f"Put @{type(function).__name__} above the idempotent decorator, not below it")
     called = _called(function)
-    if any(is_generator(target) for is_generator in (isgeneratorfunction, isasyncgenfunction) for target in (function, called)):
+    if _has_flag(function, GENERATOR | ASYNC_GENERATOR) or _has_flag(called, GENERATOR | ASYNC_GENERATOR):
         raise TypeError(f"{_name(function)} is a generator function: what it yields cannot be stored. Return the result instead")
-    is_async = iscoroutinefunction(function) or iscoroutinefunction(called)
+    is_async = _has_flag(function, COROUTINE) or _has_flag(called, COROUTINE)
     if isinstance(output_serializer, type) and issubclass(output_serializer, BaseIdempotencyModelSerializer):
+        from idempotency.serialization.functions import return_type  # here: it needs inspect, which costs more than all of this
+
         output_serializer = output_serializer.instantiate(return_type(function))
     if output_serializer is not None and not isinstance(output_serializer, BaseIdempotencySerializer):
         raise TypeError(f"output_serializer must be a BaseIdempotencySerializer, not {output_serializer!r}")
@@ -388,8 +389,10 @@ def _decorated(
 
 def _is_disabled() -> bool:
     """Whether the environment switches idempotency off, which it may from call to call."""
-    value = os.environ.get(DISABLED_ENV)
-    if value is None or value.lower() in _NO:
+    if DISABLED.raw() is None:
+        return False
+    value = DISABLED.value() or ""
+    if value.lower() in _NO:
         return False
     if value.lower() not in _YES:
         raise ValueError(f"invalid truth value {value.lower()!r}")
@@ -423,6 +426,12 @@ def _lambda_context_in(arguments: tuple[Any, ...], payload: Any) -> Any:
 
 def _position_of(name: str, function: Callable[..., Any]) -> int | None:
     """Where callers may pass the parameter by position; None if only by keyword, or if the signature does not tell."""
+    if type(function) is FunctionType and not function.__dict__:  # nothing there can tell of another signature
+        code = function.__code__
+        names = code.co_varnames[: code.co_argcount]
+        return names.index(name) if name in names else None
+    from inspect import Parameter, signature  # here: it costs as much as everything else that a cold start imports
+
     try:
         parameters = list(signature(function).parameters.values())
     except (TypeError, ValueError):  # some builtins have no signature
@@ -433,6 +442,17 @@ def _position_of(name: str, function: Callable[..., Any]) -> int | None:
         if parameter.name == name:
             return position
     return None
+
+
+def _has_flag(function: Any, flags: int) -> bool:
+    """Whether calling it makes a coroutine or a generator, as inspect would say."""
+    if type(function) is FunctionType and MARKER not in function.__dict__:
+        return bool(function.__code__.co_flags & flags)
+    from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+
+    if flags == COROUTINE:
+        return iscoroutinefunction(function)
+    return isgeneratorfunction(function) or isasyncgenfunction(function)
 
 
 def _called(function: object) -> object:

@@ -6,9 +6,8 @@ claim is under way, the claim is given up again, so that the next attempt need n
 
 from __future__ import annotations
 
-import logging
-import random
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, assert_never
 
 from idempotency.attempt import Attempt, restore, running_attempt
@@ -42,10 +41,9 @@ from idempotency.execution import (
     Wait,
     execution,
 )
-from idempotency.heartbeat import Watch, heartbeat
+from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     BaseError,
-    IdempotencyItemAlreadyExistsError,
     IdempotencyLeaseLostError,
     IdempotencyResultNotKeptError,
 )
@@ -53,16 +51,15 @@ from persistence.notices import call_notices
 
 if TYPE_CHECKING:
     import asyncio
+    import logging
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from idempotency.events import Observer
-    from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
-    from persistence.datarecord import DataRecord
+    from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, Refusal
     from persistence.notices import Throttling
     from persistence.transaction import Transaction
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 #: The pauses between reads while waiting for another attempt: short at first, since most functions are, then longer.
 FIRST_PAUSE_MS: Final = 50
@@ -103,7 +100,8 @@ def drive(call: Call, store: BasePersistenceLayer, cached: Refused | None = None
                 return outcome
             reply = perform(effect)
     finally:
-        performer.stop_heartbeat()
+        if performer.end_renewal is not None:
+            performer.end_renewal()
 
 
 async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused | None = None) -> Outcome:
@@ -121,21 +119,19 @@ async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused |
                 return outcome
             reply = await perform(effect)
     finally:
-        performer.stop_heartbeat()
+        if performer.end_renewal is not None:
+            performer.end_renewal()
 
 
 class _Watched:
     """What both performers know of the running call."""
 
-    def __init__(self, call: Call, store: BasePersistenceLayer | AsyncBasePersistenceLayer) -> None:
+    def __init__(self, call: Call, store: Any) -> None:
         self.call = call
-        self.clock_ms = store.clock_ms
-        self._begin = store.begin
-        self._watch: Watch | None = None
-
-    def stop_heartbeat(self) -> None:
-        if self._watch is not None:
-            heartbeat.forget(self._watch)
+        self.store = store
+        self.clock_ms: Callable[[], int] = store.clock_ms
+        #: Ends the renewal of the lease, if it is one that is renewed.
+        self.end_renewal: Callable[[], None] | None = None
 
     @contextmanager
     def noticing(self) -> Iterator[None]:
@@ -155,20 +151,21 @@ class _Watched:
 
     def attempt(self, granted: DataRecord) -> Attempt:
         lease_end_ms = granted.in_progress_expiry_timestamp
-        return Attempt(self.call.plan.key, granted.owner_token, granted.generation, lease_end_ms, self._begin)
+        return Attempt(self.call.plan.key, granted.owner_token, granted.generation, lease_end_ms, self.store.begin)
 
     def renew_with(self, granted: DataRecord, attempt: Attempt, write: Callable[[DataRecord], object]) -> None:
-        """Have the lease renewed until the call ends, if it is one that is renewed."""
+        """Have the lease, which is one that is renewed, renewed until the call ends."""
         plan, clock_ms = self.call.plan, self.clock_ms
-        if plan.lease_ms is None:
-            return
+        assert plan.lease_ms is not None
+        from idempotency.heartbeat import heartbeat  # here: a Lambda handler's lease ends with its deadline, and is not renewed
 
         def renew() -> None:
             renewed = plan.renewed(granted, clock_ms())
             write(renewed)
             attempt.lease_end_ms = renewed.in_progress_expiry_timestamp
 
-        self._watch = heartbeat.watch(plan.key, renew, clock_ms, plan.lease_ms, granted.in_progress_expiry_timestamp)
+        watch = heartbeat.watch(plan.key, renew, clock_ms, plan.lease_ms, granted.in_progress_expiry_timestamp)
+        self.end_renewal = partial(heartbeat.forget, watch)
 
     def returned(self, value: Any, transaction: Transaction | None) -> Reply:
         now_ms = self.clock_ms()
@@ -183,8 +180,6 @@ class _Watched:
     def failed(self, effect: Effect, error: Exception) -> Reply:
         """What the store's error means as a reply; any other is raised again."""
         now_ms = self.clock_ms()
-        if isinstance(error, IdempotencyItemAlreadyExistsError):
-            return Refused(error.old_data_record, now_ms)
         if isinstance(error, IdempotencyLeaseLostError):
             return Fenced(error.record, now_ms)
         if isinstance(effect, Complete) and isinstance(error, IdempotencyResultNotKeptError) and effect.record.result_kept:
@@ -201,9 +196,7 @@ class _Watched:
 
 
 class _Performer(_Watched):
-    def __init__(self, call: Call, store: BasePersistenceLayer) -> None:
-        super().__init__(call, store)
-        self.store = store
+    store: BasePersistenceLayer
 
     def perform_observed(self, effect: Effect) -> Reply:
         """As `perform`; observers hear what the store meets.  Not what stores meet that the function uses, or an observer."""
@@ -254,38 +247,39 @@ class _Performer(_Watched):
     def _claim(self, supersedes: DataRecord | None) -> Reply:
         offer = self.call.plan.offer(supersedes, self.clock_ms())
         try:
-            return Granted(self.store.claim(offer), self.clock_ms())
+            granted = self.store.try_claim(offer)
         except Exception:
             raise
         except BaseException:  # a signal's; whether the claim was written is unknown
             if not self.call.plan.outlives_call:
                 self._give_up(offer)
             raise
+        now_ms = self.clock_ms()
+        return Granted(granted, now_ms) if isinstance(granted, DataRecord) else Refused(granted.existing, now_ms)
 
     def _give_up(self, offer: DataRecord) -> None:
         try:
             self.store.release(offer.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
-        except Exception:
-            logger.debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
+        except Exception:  # noqa: BLE001 - logged
+            _logger().debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
 
     def _run(self, granted: DataRecord) -> Reply:
         attempt = self.attempt(granted)
-        self.renew_with(granted, attempt, self.store.renew)
+        if self.call.plan.lease_ms is not None:
+            self.renew_with(granted, attempt, self.store.renew)
         token = running_attempt.set(attempt)
         try:
             value = self.call.invoke()
         except BaseException as error:  # noqa: BLE001 - every way in which a function can end is a reply
             return Raised(error, self.clock_ms())
         finally:
-            restore(running_attempt, token)
+            running_attempt.reset(token)
             transaction = attempt.close()
         return self.returned(value, transaction)
 
 
 class _AsyncPerformer(_Watched):
-    def __init__(self, call: Call, store: AsyncBasePersistenceLayer) -> None:
-        super().__init__(call, store)
-        self.store = store
+    store: AsyncBasePersistenceLayer
 
     async def perform_observed(self, effect: Effect) -> Reply:
         """As `_Performer.perform_observed`."""
@@ -337,16 +331,18 @@ class _AsyncPerformer(_Watched):
         import asyncio
 
         offer = self.call.plan.offer(supersedes, self.clock_ms())
-        claiming = asyncio.ensure_future(self.store.claim(offer))
+        claiming = asyncio.ensure_future(self.store.try_claim(offer))
         claiming.add_done_callback(_retrieved)
         try:
-            return Granted(await asyncio.shield(claiming), self.clock_ms())
+            granted = await asyncio.shield(claiming)
         except asyncio.CancelledError:
             if not self.call.plan.outlives_call:
                 await _to_its_end(self._give_up(claiming, offer))
             raise
+        now_ms = self.clock_ms()
+        return Granted(granted, now_ms) if isinstance(granted, DataRecord) else Refused(granted.existing, now_ms)
 
-    async def _give_up(self, claiming: asyncio.Task[DataRecord], offer: DataRecord) -> None:
+    async def _give_up(self, claiming: asyncio.Task[DataRecord | Refusal], offer: DataRecord) -> None:
         import asyncio
 
         try:
@@ -354,12 +350,13 @@ class _AsyncPerformer(_Watched):
                 # Whatever came of it: a refusal may be by our own record, and a failure may have been applied.
                 await asyncio.wait({claiming})
                 await self.store.release(offer)
-        except Exception:
-            logger.debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
+        except Exception:  # noqa: BLE001 - logged
+            _logger().debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
 
     async def _run(self, granted: DataRecord) -> Reply:
         attempt = self.attempt(granted)
-        self.renew_with(granted, attempt, _writer(self.store))
+        if self.call.plan.lease_ms is not None:
+            self.renew_with(granted, attempt, _writer(self.store))
         token = running_attempt.set(attempt)
         try:
             value = await self.call.invoke()
@@ -383,6 +380,8 @@ class _AsyncPerformer(_Watched):
 
 def pause_ms(tries: int, at_most_ms: int) -> float:
     """How long to wait before the next read: doubling, jittered by half so that waiters spread out, within the limit."""
+    import random  # here: few calls wait
+
     ceiling = min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** min(tries, 10))
     return min(random.uniform(ceiling / 2, ceiling), at_most_ms)  # noqa: S311 - jitter, not a secret
 
@@ -423,6 +422,12 @@ def _retrieved(task: asyncio.Future[Any]) -> None:
     """Look at a task's error, so that asyncio does not report it as lost when a cancellation came first."""
     if not task.cancelled():
         task.exception()
+
+
+def _logger() -> logging.Logger:
+    import logging  # here: a cold start is the quicker without
+
+    return logging.getLogger(__name__)
 
 
 def _has_not_begun(value: Any) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, dataclass_transform
+
+from idempotency._values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-logger = logging.getLogger(__name__)
 
 #: Why a call was turned away.
 Reason: TypeAlias = Literal[
@@ -17,36 +15,56 @@ Reason: TypeAlias = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Event:
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class _Frozen(Value):
+    """An immutable value of the annotated fields, which `vars` shows."""
+
+    def __init_subclass__(cls) -> None:
+        cls.__match_args__ = (*cls.__match_args__, *cls.__annotations__)  # type: ignore[misc]  # it is no dataclass at run time
+
+    def __init__(self, **fields: Any) -> None:
+        for name in self.__match_args__:
+            if name in fields:
+                self.__dict__[name] = fields.pop(name)
+            elif hasattr(type(self), name):
+                self.__dict__[name] = getattr(type(self), name)  # its default
+            else:
+                raise TypeError(f"{type(self).__name__} lacks {name}")
+        if fields:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(fields)}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"an event is immutable; its {name} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"an event is immutable; its {name} cannot be deleted")
+
+
+class _Event(_Frozen):
     """Every event names the idempotency key (its hash, never the payload), and when it happened by the store's clock."""
 
     key: str
     at_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed(_Event):
     """This call holds the key and is about to run the function."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TakenOver(_Event):
     """Besides `Claimed`: the key had been held by an attempt whose lease ended without a result."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveredOwnWrite(_Event):
     """Besides `Claimed`: the claim's answer was lost, and the record that refused its repetition was our own."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed(_Event):
     """A stored result was returned and the function not run."""
 
@@ -54,7 +72,6 @@ class Replayed(_Event):
     holder: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Refused(_Event):
     """The call was turned away: by an attempt in progress or orphaned, another payload, or a result not kept or not readable."""
 
@@ -62,21 +79,18 @@ class Refused(_Event):
     holder: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Waited(_Event):
     """The call waited for another attempt, which has ended, or has not when the time was up."""
 
     waited_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Completed(_Event):
     """The function ran and its result is stored."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Released(_Event):
     """The function failed and the key is free again; with an *error*, the key stays claimed until the lease ends."""
 
@@ -84,7 +98,6 @@ class Released(_Event):
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Uncommitted(_Event):
     """The function ran, and its transaction was canceled or not answered; what became of it, the next event tells.
 
@@ -95,7 +108,6 @@ class Uncommitted(_Event):
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseLost(_Event):
     """The function ran (or failed), and another attempt owns the record.
 
@@ -106,7 +118,6 @@ class LeaseLost(_Event):
     winner_holder: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicationConflict(_Event):
     """Besides `LeaseLost`: the record that replaced ours was written in another Region of a global table."""
 
@@ -114,7 +125,6 @@ class ReplicationConflict(_Event):
     winner_region: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Throttled(_Event):
     """The store refused a request for now, *requests* times; whether it was answered in the end, the next event tells.
 
@@ -126,7 +136,6 @@ class Throttled(_Event):
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultNotKept(_Event):
     """The function ran and its result could not be stored; retries are refused and do not run it again."""
 
@@ -164,4 +173,8 @@ def notify(observers: Sequence[Observer], event: Event) -> None:
         try:
             observer(event)
         except Exception:
-            logger.warning("An observer failed at %s of key %s", type(event).__name__, event.key, exc_info=True)
+            import logging  # here: observers seldom fail, and a cold start is the quicker without
+
+            logging.getLogger(__name__).warning(
+                "An observer failed at %s of key %s", type(event).__name__, event.key, exc_info=True
+            )

@@ -17,13 +17,12 @@ StopIteration, and values make the table testable.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from idempotency import events
-from persistence.datarecord import DataRecord, Status
+from idempotency._values import Value
+from persistence.datarecord import COMPLETED, INPROGRESS, DataRecord
 from persistence.exceptions import (
     BaseError,
     IdempotencyAlreadyInProgressError,
@@ -110,25 +109,28 @@ class Plan(NamedTuple):
 
     def offer(self, supersedes: DataRecord | None, now_ms: int) -> DataRecord:
         """The record that claims the key from *now_ms* on, superseding the record that was seen to be claimable, if any."""
-        lease_end_ms = self._lease_end_ms(now_ms)
-        return DataRecord(
-            self.key,
-            Status.INPROGRESS.value,
-            self._claim_expiry(now_ms, lease_end_ms),
-            lease_end_ms,
-            payload_hash=self.payload_hash,
-            owner_token=self.owner_token,
-            generation=1 if supersedes is None else supersedes.generation + 1,
-            holder=self.holder,
-            deadline_ms=self.deadline_ms,
-            takes_over_orphans=self.takes_over_orphans,
-            supersedes=None if supersedes is None else supersedes.generation,
-            took_over=supersedes is not None and is_in_progress(supersedes),
-        )
+        lease_end_ms = self.lease_end_ms if self.lease_ms is None else now_ms + self.lease_ms
+        fields = {
+            "idempotency_key": self.key,
+            "stored_status": INPROGRESS,
+            "expiry_timestamp": self._claim_expiry(now_ms, lease_end_ms),
+            "in_progress_expiry_timestamp": lease_end_ms,
+            "payload_hash": self.payload_hash,
+            "owner_token": self.owner_token,
+            "generation": 1,
+            "holder": self.holder,
+            "deadline_ms": self.deadline_ms,
+            "takes_over_orphans": self.takes_over_orphans,
+        }
+        if supersedes is not None:
+            fields["generation"] = supersedes.generation + 1
+            fields["supersedes"] = supersedes.generation
+            fields["took_over"] = is_in_progress(supersedes)
+        return DataRecord.of(fields)
 
     def renewed(self, granted: DataRecord, now_ms: int) -> DataRecord:
         """The claim with a lease counted from *now_ms*."""
-        lease_end_ms = self._lease_end_ms(now_ms)
+        lease_end_ms = self.lease_end_ms if self.lease_ms is None else now_ms + self.lease_ms
         expiry = self._claim_expiry(now_ms, lease_end_ms)
         return granted.replace(in_progress_expiry_timestamp=lease_end_ms, expiry_timestamp=expiry)
 
@@ -140,14 +142,13 @@ class Plan(NamedTuple):
 
     def completed(self, granted: DataRecord, response_data: str, now_ms: int) -> DataRecord:
         """The record with the result, replayed from *now_ms* until its expiry."""
-        return granted.replace(
-            status=Status.COMPLETED.value,
-            expiry_timestamp=(now_ms + self.expires_after_ms) // 1000,
-            response_data=response_data,
-        )
-
-    def _lease_end_ms(self, now_ms: int) -> int | None:
-        return self.lease_end_ms if self.lease_ms is None else now_ms + self.lease_ms
+        fields = {
+            **granted.__dict__,
+            "stored_status": COMPLETED,
+            "expiry_timestamp": (now_ms + self.expires_after_ms) // 1000,
+            "response_data": response_data,
+        }
+        return DataRecord.of(fields)
 
     def _claim_expiry(self, now_ms: int, lease_end_ms: int | None) -> int:
         """When a claim's record may be deleted, in seconds: never before its lease ends, because a table's TTL does not ask."""
@@ -160,79 +161,99 @@ class Plan(NamedTuple):
 # Effects
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Value):
     """Offer the store a claim; its lease is counted from before the request is sent, so we believe it ends early, never late.
 
     *supersedes* is the claimable record that refused an earlier claim of this call.
     """
 
-    supersedes: DataRecord | None
+    __slots__ = __match_args__ = ("supersedes",)
+
+    def __init__(self, supersedes: DataRecord | None) -> None:
+        self.supersedes = supersedes
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Value):
     """Run the function, and serialize what it returns."""
 
-    granted: DataRecord
+    __slots__ = __match_args__ = ("granted",)
+
+    def __init__(self, granted: DataRecord) -> None:
+        self.granted = granted
 
 
-@dataclass(frozen=True, slots=True)
-class Complete:
+class Complete(Value):
     """Store the result."""
 
-    record: DataRecord
+    __slots__ = __match_args__ = ("record",)
+
+    def __init__(self, record: DataRecord) -> None:
+        self.record = record
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Value):
     """Store the result together with the function's own writes, or neither."""
 
-    record: DataRecord
-    transaction: Transaction
+    __slots__ = __match_args__ = ("record", "transaction")
+
+    def __init__(self, record: DataRecord, transaction: Transaction) -> None:
+        self.record = record
+        self.transaction = transaction
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(Value):
     """Give the key up."""
 
-    record: DataRecord
+    __slots__ = __match_args__ = ("record",)
+
+    def __init__(self, record: DataRecord) -> None:
+        self.record = record
 
 
-@dataclass(frozen=True, slots=True)
-class Renew:
+class Renew(Value):
     """Move the lease's end."""
 
-    record: DataRecord
+    __slots__ = __match_args__ = ("record",)
+
+    def __init__(self, record: DataRecord) -> None:
+        self.record = record
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Value):
     """Sleep a little, with jitter, at most *at_most_ms*; *tries* were made before."""
 
-    tries: int
-    at_most_ms: int
+    __slots__ = __match_args__ = ("tries", "at_most_ms")
+
+    def __init__(self, tries: int, at_most_ms: int) -> None:
+        self.tries = tries
+        self.at_most_ms = at_most_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(Value):
     """Read the key's record.  A failure is the caller's error; once the function *has_run*, it is an answer: nothing found."""
 
-    has_run: bool = False
+    __slots__ = __match_args__ = ("has_run",)
+
+    def __init__(self, has_run: bool = False) -> None:
+        self.has_run = has_run
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Value):
     """Get the result of a completed record that keeps it in another form, or elsewhere."""
 
-    record: DataRecord
+    __slots__ = __match_args__ = ("record",)
+
+    def __init__(self, record: DataRecord) -> None:
+        self.record = record
 
 
-@dataclass(frozen=True, slots=True)
-class Notify:
+class Notify(Value):
     """Tell the observers."""
 
-    event: events.Event
+    __slots__ = __match_args__ = ("event",)
+
+    def __init__(self, event: events.Event) -> None:
+        self.event = event
 
 
 Effect: TypeAlias = Claim | Run | Complete | Commit | Release | Renew | Wait | Fetch | Load | Notify
@@ -241,105 +262,129 @@ Effect: TypeAlias = Claim | Run | Complete | Commit | Release | Renew | Wait | F
 # Replies
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Value):
     """To `Claim`: the key is ours; *now_ms* is the present after the answer, not that of the offer."""
 
-    record: DataRecord
-    now_ms: int
+    __slots__ = __match_args__ = ("record", "now_ms")
+
+    def __init__(self, record: DataRecord, now_ms: int) -> None:
+        self.record = record
+        self.now_ms = now_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Value):
     """To `Claim`: *existing* holds the key; None if it has vanished since."""
 
-    existing: DataRecord | None
-    now_ms: int
-    from_cache: bool = False
+    __slots__ = __match_args__ = ("existing", "now_ms", "from_cache")
+
+    def __init__(self, existing: DataRecord | None, now_ms: int, from_cache: bool = False) -> None:
+        self.existing = existing
+        self.now_ms = now_ms
+        self.from_cache = from_cache
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(Value):
     """To `Run`: the function returned *value*, stored as *response_data*; *transaction* has writes, or is None."""
 
-    value: Any = field(repr=False)
-    response_data: str = field(repr=False)
-    now_ms: int
-    transaction: Transaction | None = None
+    __slots__ = __match_args__ = ("value", "response_data", "now_ms", "transaction")
+    unshown = frozenset({"value", "response_data"})
+
+    def __init__(self, value: Any, response_data: str, now_ms: int, transaction: Transaction | None = None) -> None:
+        self.value = value
+        self.response_data = response_data
+        self.now_ms = now_ms
+        self.transaction = transaction
 
 
-@dataclass(frozen=True, slots=True)
-class Raised:
+class Raised(Value):
     """To `Run`: the function raised."""
 
-    error: BaseException
-    now_ms: int
+    __slots__ = __match_args__ = ("error", "now_ms")
+
+    def __init__(self, error: BaseException, now_ms: int) -> None:
+        self.error = error
+        self.now_ms = now_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Unstorable:
+class Unstorable(Value):
     """To `Run` and `Complete`: the function ran, and its result cannot be stored; *transaction* as in `Returned`."""
 
-    error: Exception
-    now_ms: int
-    transaction: Transaction | None = None
+    __slots__ = __match_args__ = ("error", "now_ms", "transaction")
+
+    def __init__(self, error: Exception, now_ms: int, transaction: Transaction | None = None) -> None:
+        self.error = error
+        self.now_ms = now_ms
+        self.transaction = transaction
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Value):
     """To `Complete`, `Commit`, `Release` and `Renew`: done."""
+
+    __slots__ = ()
 
 
 STORED: Final = Stored()
 
 
-@dataclass(frozen=True, slots=True)
-class Fenced:
+class Fenced(Value):
     """To `Complete`, `Commit`, `Release` and `Renew`: not done.  The record is not ours to write; *existing* is what was found.
 
     It is None where the record is gone, or the store does not say.
     """
 
-    existing: DataRecord | None
-    now_ms: int
+    __slots__ = __match_args__ = ("existing", "now_ms")
+
+    def __init__(self, existing: DataRecord | None, now_ms: int) -> None:
+        self.existing = existing
+        self.now_ms = now_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Uncommitted:
+class Uncommitted(Value):
     """To `Commit`: canceled, or the store failed: nothing was written, or both the record and the writes, unnoticed."""
 
-    error: BaseError
-    now_ms: int
+    __slots__ = __match_args__ = ("error", "now_ms")
+
+    def __init__(self, error: BaseError, now_ms: int) -> None:
+        self.error = error
+        self.now_ms = now_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Unanswered:
+class Unanswered(Value):
     """To `Release` and `Renew`: the store failed."""
 
-    error: Exception
-    now_ms: int
+    __slots__ = __match_args__ = ("error", "now_ms")
+
+    def __init__(self, error: Exception, now_ms: int) -> None:
+        self.error = error
+        self.now_ms = now_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Value):
     """To `Fetch`: the record now, None if there is none."""
 
-    existing: DataRecord | None
-    now_ms: int
+    __slots__ = __match_args__ = ("existing", "now_ms")
+
+    def __init__(self, existing: DataRecord | None, now_ms: int) -> None:
+        self.existing = existing
+        self.now_ms = now_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Value):
     """To `Load`: the record with its result."""
 
-    record: DataRecord
+    __slots__ = __match_args__ = ("record",)
+
+    def __init__(self, record: DataRecord) -> None:
+        self.record = record
 
 
-@dataclass(frozen=True, slots=True)
-class Unloadable:
+class Unloadable(Value):
     """To `Load`: the result is gone, or the store failed."""
 
-    error: BaseError
+    __slots__ = __match_args__ = ("error",)
+
+    def __init__(self, error: BaseError) -> None:
+        self.error = error
 
 
 Reply: TypeAlias = (
@@ -362,8 +407,26 @@ Reply: TypeAlias = (
 # Outcomes
 
 
-@dataclass(frozen=True, slots=True)
-class Executed:
+class _Outcome(Value):
+    """An end of a call.  Users get some of them, so they are immutable."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"an outcome is immutable; its {name} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"an outcome is immutable; its {name} cannot be deleted")
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return type(self), self._fields()
+
+
+#: Sets a field of an outcome that is being made.
+_set: Final = object.__setattr__
+
+
+class Executed(_Outcome):
     """The function ran now.
 
     Attributes:
@@ -372,14 +435,19 @@ class Executed:
         ran_now: True.
     """
 
+    __slots__ = __match_args__ = ("value", "record")
+    unshown = frozenset({"value"})
     ran_now: ClassVar[bool] = True
 
-    value: Any = field(repr=False)
+    value: Any
     record: DataRecord | None
 
+    def __init__(self, value: Any, record: DataRecord | None) -> None:
+        _set(self, "value", value)
+        _set(self, "record", record)
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
+
+class Replayed(_Outcome):
     """The result is a stored one: the function did not run now, or it ran and another attempt's result stands.
 
     Attributes:
@@ -388,25 +456,45 @@ class Replayed:
         ran_now: False: whoever counts results has counted this one.
     """
 
+    __slots__ = __match_args__ = ("value", "record")
+    unshown = frozenset({"value"})
     ran_now: ClassVar[bool] = False
 
-    value: Any = field(repr=False)
+    value: Any
     record: DataRecord
 
+    def __init__(self, value: Any, record: DataRecord) -> None:
+        _set(self, "value", value)
+        _set(self, "record", record)
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+    def with_value(self, value: Any) -> Replayed:
+        """For the library: the outcome, whose value was not known when it was made, with it."""
+        _set(self, "value", value)
+        return self
+
+
+class Failed(_Outcome):
     """The function raised *error*, which the caller gets unchanged."""
+
+    __slots__ = __match_args__ = ("error",)
 
     error: BaseException
 
+    def __init__(self, error: BaseException) -> None:
+        _set(self, "error", error)
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+
+class Rejected(_Outcome):
     """The caller gets *error* instead of a result, because of *cause*, where there is one."""
 
+    __slots__ = __match_args__ = ("error", "cause")
+
     error: BaseError
-    cause: BaseException | None = None
+    cause: BaseException | None
+
+    def __init__(self, error: BaseError, cause: BaseException | None = None) -> None:
+        _set(self, "error", error)
+        _set(self, "cause", cause)
 
 
 Outcome: TypeAlias = Executed | Replayed | Failed | Rejected
@@ -453,9 +541,15 @@ def execution(plan: Plan, cached: Refused | None = None) -> Steps[Outcome]:
     if not isinstance(granted, DataRecord):
         return granted
     ran = yield Run(granted)
+    if isinstance(ran, Returned) and ran.transaction is None:
+        record = plan.completed(granted, ran.response_data, ran.now_ms)
+        reply = yield Complete(record)
+        if isinstance(reply, Stored):
+            if plan.is_observed:
+                yield Notify(events.Completed(key=plan.key, at_ms=ran.now_ms, generation=granted.generation))
+            return Executed(ran.value, record)
+        return (yield from _not_completed(plan, granted, reply))
     match ran:
-        case Returned(value, response_data, now_ms, None):
-            return (yield from _completed(plan, granted, value, response_data, now_ms))
         case Returned():
             return (yield from _committed(plan, granted, ran))
         case Unstorable(error, now_ms, None):
@@ -468,7 +562,7 @@ def execution(plan: Plan, cached: Refused | None = None) -> Steps[Outcome]:
             raise AssertionError(ran)
 
 
-def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]:
+def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]:  # noqa: C901 - one loop, told in one place
     """Claim the key, waiting for another attempt if that is configured.  Returns the granted record, or how the call ends."""
     claims = now_ms = 0
     supersedes: DataRecord | None = None
@@ -482,7 +576,8 @@ def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]
                 if plan.lease_ms is not None and is_orphaned(reply.record, reply.now_ms):
                     supersedes, now_ms = reply.record, reply.now_ms  # the answer took longer than the lease
                     continue
-                yield from _tell_claimed(plan, reply.record, reply.now_ms)
+                if plan.is_observed:
+                    yield from _tell_claimed(plan, reply.record, reply.now_ms)
                 return reply.record
             refused = _expect(Refused, reply)
         existing, now_ms = refused.existing, refused.now_ms
@@ -498,6 +593,8 @@ def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]
             found = yield from _waited(plan, plan.wait_until_ms, now_ms)
             refused = Refused(found.existing, found.now_ms)
             claims = 0  # the other attempt ended; claiming again is no sign of a contradiction
+        elif verdict is Verdict.REPLAY and existing.result_kept and existing.packed_result is None and not plan.is_observed:
+            return Replayed(None, existing)  # as the following would, for almost every duplicate
         else:
             return (yield from _answered(plan, existing, verdict, refused))
 
@@ -523,7 +620,7 @@ def _recovered(plan: Plan, existing: DataRecord, now_ms: int) -> Steps[DataRecor
             # Else the lease lasts as it did, and the heartbeat renews it as soon as it can.
     if plan.is_observed:
         yield Notify(events.RecoveredOwnWrite(key=plan.key, at_ms=now_ms, generation=granted.generation))
-    yield from _tell_claimed(plan, granted, now_ms)
+        yield from _tell_claimed(plan, granted, now_ms)
     return granted
 
 
@@ -590,14 +687,9 @@ def _inconsistent(plan: Plan, now_ms: int) -> Steps[Outcome]:
     )
 
 
-def _completed(plan: Plan, granted: DataRecord, value: Any, response_data: str, now_ms: int) -> Steps[Outcome]:
-    record = plan.completed(granted, response_data, now_ms)
-    reply = yield Complete(record)
+def _not_completed(plan: Plan, granted: DataRecord, reply: Reply) -> Steps[Outcome]:
+    """The function ran, and its result was not stored."""
     match reply:
-        case Stored():
-            if plan.is_observed:
-                yield Notify(events.Completed(key=plan.key, at_ms=now_ms, generation=granted.generation))
-            return Executed(value, record)
         case Fenced():
             return (yield from _lost(plan, granted, reply))
         case Unstorable(error, now_ms):
@@ -652,15 +744,15 @@ def _withdrawn(plan: Plan, granted: DataRecord, executed: Executed | None, uncom
     reply = yield Release(granted)
     if isinstance(reply, Fenced):
         return (yield from _not_committed(plan, granted, executed, reply))
-    released = events.Released(key=plan.key, at_ms=uncommitted.now_ms, generation=granted.generation)
+    at_ms, trouble = uncommitted.now_ms, None
     if isinstance(reply, Unanswered):
         error.add_note(f"Besides, the claim of idempotency key {plan.key} could not be released: {reply.error}")
-        released = replace(released, at_ms=reply.now_ms, error=type(reply.error).__name__)
+        at_ms, trouble = reply.now_ms, type(reply.error).__name__
     else:
         _expect(Stored, reply)
         error.add_note("The claim was released: nothing of the transaction was written.")
     if plan.is_observed:
-        yield Notify(released)
+        yield Notify(events.Released(key=plan.key, at_ms=at_ms, generation=granted.generation, error=trouble))
     return Rejected(error, error.__cause__)
 
 
@@ -734,8 +826,6 @@ def _failed(plan: Plan, granted: DataRecord, error: BaseException, now_ms: int) 
 
 
 def _tell_claimed(plan: Plan, granted: DataRecord, now_ms: int) -> Steps[None]:
-    if not plan.is_observed:
-        return
     if granted.took_over:
         yield Notify(events.TakenOver(key=plan.key, at_ms=now_ms, generation=granted.generation))
     yield Notify(events.Claimed(key=plan.key, at_ms=now_ms, generation=granted.generation))
@@ -765,6 +855,8 @@ def _in_progress(plan: Plan, existing: DataRecord) -> IdempotencyAlreadyInProgre
 def _orphaned(key: str, existing: DataRecord) -> IdempotencyOrphanedError:
     ended_ms = existing.in_progress_expiry_timestamp
     ended = (existing.expiry_timestamp or 0) if ended_ms is None else ended_ms / 1000
+    from datetime import UTC, datetime  # here: few calls end so
+
     since = datetime.fromtimestamp(ended, tz=UTC).isoformat(timespec="milliseconds")
     return IdempotencyOrphanedError(
         f"The attempt at idempotency key {key} has not finished, and its lease ended at {since}; it is not run again by itself "

@@ -8,6 +8,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
+from idempotency._environment import Variable
 from idempotency._json import result_json
 from idempotency.attempt import Attempt, restore, running_attempt
 from idempotency.config import IdempotencyConfig, ambient_lambda_context
@@ -18,11 +19,9 @@ from idempotency.execution import (
     Outcome,
     Plan,
     Refused,
-    Rejected,
     Replayed,
 )
 from idempotency.key import KeyExtractor, SelectionError
-from idempotency.local_cache import LocalCache
 from persistence.base import (
     CLAIM_FAILED,
     AsyncBasePersistenceLayer,
@@ -42,11 +41,14 @@ if TYPE_CHECKING:
     from contextvars import Token
 
     from idempotency.config import Deadline
+    from idempotency.local_cache import LocalCache
     from idempotency.serialization.base import BaseIdempotencySerializer
     from persistence.datarecord import DataRecord
 
     Store = BasePersistenceLayer | AsyncBasePersistenceLayer
-    _Tokens = tuple[Token[CallSettings], Token[int | None], Token[Deadline | None] | None]
+    _Tokens = tuple[Token[CallSettings], Token[int | None] | None, Token[Deadline | None] | None]
+
+LAMBDA_FUNCTION: Final = Variable("AWS_LAMBDA_FUNCTION_NAME")
 
 #: Left of a deadline when waiting for another attempt ends, for the error to reach the caller.
 WAIT_RESERVE_MS: Final = 100
@@ -74,8 +76,7 @@ class Invocation:
 
     def remaining_ms(self) -> int | None:
         """Milliseconds until the invocation is stopped, None if unknown.  0 is an answer, and no absence."""
-        if self.context is None:
-            return None
+        assert self.context is not None  # whoever has none does not ask
         remaining_ms = int(self.context.get_remaining_time_in_millis())
         # A context without time left that was registered earlier belongs to an invocation that is over.
         return None if remaining_ms <= 0 and not self.is_own else remaining_ms
@@ -85,6 +86,10 @@ class Invocation:
         """The request id, "" if unknown."""
         request_id = getattr(self.context, "aws_request_id", "")
         return request_id if isinstance(request_id, str) else ""
+
+
+#: That of most calls outside Lambda.
+NO_INVOCATION: Final = Invocation(None, is_own=False)
 
 
 class _Wiring:
@@ -106,7 +111,7 @@ class _Wiring:
             hash_function=config.hash_function,
             require_all_key_fields=config.require_all_key_fields,
         )
-        self.cache = LocalCache(config.local_cache_max_items) if config.use_local_cache else None
+        self.cache = _new_cache(config) if config.use_local_cache else None
         self._settings = CallSettings()
 
     def settings(self, function_name: str) -> CallSettings:
@@ -147,20 +152,23 @@ class IdempotencyHandler:
         self._is_async = is_async
         self._serializer = output_serializer
         self._key_prefix = key_prefix
+        #: The default prefix, and the Lambda function's name that is in it.
+        self._named: tuple[object, str] = (None, f"test-func.{function_name}")
         self._wiring = _Wiring(config if config is not None else IdempotencyConfig(), persistence_store, is_async=is_async)
 
     def execute(self, payload: Any, invoke: Callable[[], Any], invocation: Invocation | None = None) -> Executed | Replayed:
         """Call *invoke* once for the payload's key, or replay its result."""
         wiring = self._wiring
         invocation = invocation if invocation is not None else _ambient_invocation(wiring.config)
-        prefix = self._prefix()
+        prefix = self._key_prefix or self._default_prefix()
         call = self._call(wiring, prefix, payload, invoke, invocation)
         if call is None:
             return self.unprotected(invoke)
         tokens = _enter(wiring, prefix, invocation, call.plan)
         try:
-            outcome = drive(call, cast("BasePersistenceLayer", wiring.store), _cached(wiring, call.plan.key))
-            return self._settled(wiring, call.plan.key, outcome)
+            store: Any = wiring.store
+            cached = None if wiring.cache is None else _cached(wiring, wiring.cache, call.plan.key)
+            return self._settled(wiring, call.plan.key, drive(call, store, cached), cached)
         finally:
             _leave(tokens)
 
@@ -170,14 +178,15 @@ class IdempotencyHandler:
         """As `execute`, for an async function: *invoke* returns what is to be awaited."""
         wiring = self._wiring
         invocation = invocation if invocation is not None else _ambient_invocation(wiring.config)
-        prefix = self._prefix()
+        prefix = self._key_prefix or self._default_prefix()
         call = self._call(wiring, prefix, payload, invoke, invocation)
         if call is None:
             return await self.aunprotected(invoke)
         tokens = _enter(wiring, prefix, invocation, call.plan)
         try:
-            outcome = await adrive(call, cast("AsyncBasePersistenceLayer", wiring.store), _cached(wiring, call.plan.key))
-            return self._settled(wiring, call.plan.key, outcome)
+            store: Any = wiring.store
+            cached = None if wiring.cache is None else _cached(wiring, wiring.cache, call.plan.key)
+            return self._settled(wiring, call.plan.key, await adrive(call, store, cached), cached)
         finally:
             _leave(tokens)
 
@@ -220,10 +229,14 @@ class IdempotencyHandler:
         finally:
             self._wiring = before
 
-    def _prefix(self) -> str:
-        if self._key_prefix:
-            return self._key_prefix
-        return f"{os.environ.get('AWS_LAMBDA_FUNCTION_NAME', 'test-func')}.{self._function_name}"
+    def _default_prefix(self) -> str:
+        """The Lambda function's name, which changes so rarely that the last prefix is kept, and this function's."""
+        raw = LAMBDA_FUNCTION.raw()
+        last, prefix = self._named
+        if raw != last:
+            prefix = f"{LAMBDA_FUNCTION.value()}.{self._function_name}" if raw is not None else f"test-func.{self._function_name}"
+            self._named = raw, prefix
+        return prefix
 
     def _call(self, wiring: _Wiring, prefix: str, payload: Any, invoke: Callable[[], Any], invocation: Invocation) -> Call | None:
         """The call, planned; None if it has no key and runs unprotected."""
@@ -238,49 +251,48 @@ class IdempotencyHandler:
                 stacklevel=4,
             )
             return None
-        now_ms = store.clock_ms()
-        remaining_ms = invocation.remaining_ms()
-        deadline_ms = None if remaining_ms is None else now_ms + remaining_ms
+        remaining_ms = None if invocation.context is None else invocation.remaining_ms()
+        deadline_ms = None if remaining_ms is None else store.clock_ms() + remaining_ms
         lease_ms = lease_end_ms = None
         if deadline_ms is not None and invocation.durable_arn is None:
             lease_end_ms = deadline_ms + int(config.lease_margin_seconds * 1000)
         elif store.supports_leases:
             lease_ms = int(config.lease_seconds * 1000)
-        plan = Plan(
-            key=f"{prefix}#{digest}",
-            payload_hash=payload_hash,
-            owner_token=_owner_token(invocation, prefix),
-            lease_ms=lease_ms,
-            lease_end_ms=lease_end_ms,
-            deadline_ms=deadline_ms,
-            expires_after_ms=int(config.expires_after_seconds * 1000),
-            wait_until_ms=_wait_until_ms(config, now_ms, deadline_ms),
-            takes_over_orphans=config.orphan_takeover,
-            resumes=invocation.is_replay and not invocation.durable_arn,
-            holder=invocation.holder,
-            key_expression=config.event_key_jmespath,
-            is_observed=bool(config.observers),
+        plan = Plan(  # by position, because by name it takes twice as long
+            f"{prefix}#{digest}",
+            payload_hash,
+            _durable_token(invocation, prefix) if invocation.durable_arn else os.urandom(16).hex(),
+            lease_ms,
+            lease_end_ms,
+            deadline_ms,
+            int(config.expires_after_seconds * 1000),
+            _wait_until_ms(config, store.clock_ms(), deadline_ms) if config.wait_for_in_progress_seconds else None,
+            config.orphan_takeover,
+            invocation.is_replay and not invocation.durable_arn,
+            "" if invocation.context is None else invocation.holder,
+            config.event_key_jmespath,
+            bool(config.observers),
         )
         if invocation.durable_arn is not None:
             plan = plan._replace(outlives_call=True, is_suspension=_is_suspension)
-        return Call(plan, invoke, self._serialized, config.observers)
+        return Call(plan, invoke, result_json if self._serializer is None else self._serialized, config.observers)
 
     def _serialized(self, value: Any) -> str:
-        if self._serializer is not None and value is not None:
-            value = self._serializer.to_dict(value)
-        return result_json(value)
+        assert self._serializer is not None
+        return result_json(None if value is None else self._serializer.to_dict(value))
 
-    def _settled(self, wiring: _Wiring, key: str, outcome: Outcome) -> Executed | Replayed:
+    def _settled(self, wiring: _Wiring, key: str, outcome: Outcome, cached: Refused | None) -> Executed | Replayed:
         """What the caller gets, an error included."""
+        if isinstance(outcome, (Executed, Replayed)):
+            record = outcome.record
+            if wiring.cache is not None and record is not None and (cached is None or cached.existing is not record):
+                wiring.cache.put(key, record)
+            if isinstance(outcome, Executed):
+                return outcome
+            return outcome.with_value(self._replayed_value(wiring, outcome.record))
         if isinstance(outcome, Failed):
             _raise_unchanged(outcome.error)
-        if isinstance(outcome, Rejected):
-            raise outcome.error from outcome.cause
-        if wiring.cache is not None and outcome.record is not None:
-            wiring.cache.put(key, outcome.record)
-        if isinstance(outcome, Executed):
-            return outcome
-        return Replayed(self._replayed_value(wiring, outcome.record), outcome.record)
+        raise outcome.error from outcome.cause
 
     def _replayed_value(self, wiring: _Wiring, record: DataRecord) -> Any:
         value = record.response_json_as_dict()
@@ -288,6 +300,12 @@ class IdempotencyHandler:
             value = self._serializer.from_dict(value)
         hook = wiring.config.response_hook
         return value if hook is None else hook(value, record)
+
+
+def _new_cache(config: IdempotencyConfig) -> LocalCache:
+    from idempotency.local_cache import LocalCache  # here: it needs threading
+
+    return LocalCache(config.local_cache_max_items)
 
 
 def _checked_store(store: object, *, is_async: bool) -> Store:
@@ -319,10 +337,8 @@ def _digests(wiring: _Wiring, payload: Any) -> tuple[str | None, str]:
         raise failure from error
 
 
-def _owner_token(invocation: Invocation, prefix: str) -> str:
-    """A new name for the attempt; for a durable execution, the same in all its replays, in whatever process."""
-    if not invocation.durable_arn:
-        return os.urandom(16).hex()
+def _durable_token(invocation: Invocation, prefix: str) -> str:
+    """A durable execution's name for its attempt: the same in all its replays, in whatever process."""
     from hashlib import sha256
 
     return sha256(f"{invocation.durable_arn}\n{prefix}".encode()).hexdigest()[:32]
@@ -335,16 +351,16 @@ def _is_suspension(error: BaseException) -> bool:
     return is_repeated or not isinstance(error, Exception)
 
 
-def _wait_until_ms(config: IdempotencyConfig, now_ms: int, deadline_ms: int | None) -> int | None:
-    if not config.wait_for_in_progress_seconds:
-        return None
+def _wait_until_ms(config: IdempotencyConfig, now_ms: int, deadline_ms: int | None) -> int:
     until_ms = now_ms + int(config.wait_for_in_progress_seconds * 1000)
     return until_ms if deadline_ms is None else min(until_ms, deadline_ms - WAIT_RESERVE_MS)
 
 
 def _ambient_invocation(config: IdempotencyConfig) -> Invocation:
     context = ambient_lambda_context.get()
-    return Invocation(config.registered_lambda_context() if context is None else context, is_own=False)
+    if context is None:
+        context = config.registered_lambda_context()
+    return NO_INVOCATION if context is None else Invocation(context, is_own=False)
 
 
 def _enter(wiring: _Wiring, prefix: str, invocation: Invocation, plan: Plan) -> _Tokens:
@@ -353,19 +369,25 @@ def _enter(wiring: _Wiring, prefix: str, invocation: Invocation, plan: Plan) -> 
     if invocation.is_own and invocation.context is not None:
         context = ambient_lambda_context.set(invocation.context)
         wiring.config.lambda_context = invocation.context  # for threads that the function starts without its context
-    return call_settings.set(wiring.settings(prefix)), call_deadline_ms.set(plan.deadline_ms), context
+    # Without a deadline, a call that runs inside another one has that one's.
+    deadline = None if plan.deadline_ms is None else call_deadline_ms.set(plan.deadline_ms)
+    return call_settings.set(wiring.settings(prefix)), deadline, context
 
 
 def _leave(tokens: _Tokens) -> None:
     settings, deadline, context = tokens
-    restore(call_settings, settings)
-    restore(call_deadline_ms, deadline)
-    if context is not None:
-        restore(ambient_lambda_context, context)
+    try:
+        call_settings.reset(settings)
+        if deadline is not None:
+            call_deadline_ms.reset(deadline)
+        if context is not None:
+            ambient_lambda_context.reset(context)
+    except ValueError:
+        return  # closed from another context, as by the garbage collector: the coroutine's own is gone
 
 
-def _cached(wiring: _Wiring, key: str) -> Refused | None:
-    record = None if wiring.cache is None else wiring.cache.get(key)
+def _cached(wiring: _Wiring, cache: LocalCache, key: str) -> Refused | None:
+    record = cache.get(key)
     return None if record is None else Refused(record, wiring.store.clock_ms(), from_cache=True)
 
 

@@ -7,7 +7,6 @@ Keys are those of Powertools: `{prefix}#{hexdigest}`.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from idempotency._json import canonical_json
@@ -41,9 +40,16 @@ class Selection:
     """
 
     def __init__(self, expression: str, jmespath_options: dict[str, Any] | None) -> None:
-        import jmespath  # here: who selects nothing does not need it
-
         self.expression = expression
+        self._compiled: Any = None
+        names = expression.split(".")
+        if not jmespath_options and all(name.isascii() and name.isidentifier() for name in names):
+            # A path like `a.b.c`, which most keys are: jmespath's import would be a third of all that a cold start imports.
+            self._path: tuple[str, ...] | None = tuple(names)
+            self.roots: frozenset[str] | None = frozenset(names[:1])
+            return
+        import jmespath
+
         try:
             self._compiled = jmespath.compile(expression)
         except Exception as error:
@@ -78,7 +84,7 @@ class Selection:
 
     def has_gap(self, selected: Any) -> bool:
         """Whether a multi-select, `[a, b]` or `{x: a}`, found one of its members missing in *selected*."""
-        return _has_gap(self._compiled.parsed, selected)
+        return self._compiled is not None and _has_gap(self._compiled.parsed, selected)
 
 
 def _detail(error: Exception) -> str:
@@ -134,8 +140,11 @@ class KeyExtractor:
             )
         if is_missing:
             return None, ""
-        validated = "" if self._validated is None else self._digest(self._validated.of(data))
-        return self._digest(selected), validated
+        digest = self._digest(selected)
+        if self._validated is None:
+            return digest, ""
+        validated = self._validated.of(data)
+        return digest, digest if validated is selected else self._digest(validated)
 
     def _digest(self, data: Any) -> str:
         digest: str = self.hash_function(canonical_json(data).encode()).hexdigest()
@@ -147,12 +156,8 @@ def payload_data(payload: Any, roots: frozenset[str] | None = None) -> Any:
 
     Only the *roots*, the top-level fields that matter, are converted; all of them if None.
     """
-    if is_dataclass(payload) and not isinstance(payload, type):
-        return {
-            field.name: _as_data(getattr(payload, field.name))
-            for field in fields(payload)
-            if roots is None or field.name in roots
-        }
+    if _is_dataclass(payload):
+        return {name: _as_data(getattr(payload, name)) for name in _field_names(payload) if roots is None or name in roots}
     if callable(getattr(payload, "model_dump", None)):
         return payload.model_dump(mode="json") if roots is None else _dump_fields(payload, roots)
     if callable(getattr(payload, "dict", None)):
@@ -160,10 +165,21 @@ def payload_data(payload: Any, roots: frozenset[str] | None = None) -> Any:
     return getattr(payload, "raw_event", payload)
 
 
+def _is_dataclass(value: Any) -> bool:
+    """Whether the value is an instance of a dataclass; as `dataclasses` itself finds out, without its import."""
+    return hasattr(type(value), "__dataclass_fields__")
+
+
+def _field_names(value: Any) -> list[str]:
+    from dataclasses import fields  # here: whoever made a dataclass has imported it already
+
+    return [field.name for field in fields(value)]
+
+
 def _as_data(value: Any) -> Any:
     """`dataclasses.asdict` for any value, without its deep copies."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _as_data(getattr(value, field.name)) for field in fields(value)}
+    if _is_dataclass(value):
+        return {name: _as_data(getattr(value, name)) for name in _field_names(value)}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*[_as_data(item) for item in value])
     if isinstance(value, (list, tuple)):

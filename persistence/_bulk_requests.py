@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from persistence._dynamodb_items import ALL_OLD, EXPIRED, ORPHANED, Item, ItemFormat, Request
-from persistence.datarecord import Status
+from persistence.datarecord import INPROGRESS
 from persistence.rules import is_claimable, is_completed, is_in_progress
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def put_unless_taken(target: ItemFormat, record: DataRecord, item: Item, now_ms:
             "#in_progress_expiry": target.in_progress_expiry_attr,
         }
         values = {
-            ":inprogress": {"S": Status.INPROGRESS.value},
+            ":inprogress": {"S": INPROGRESS},
             ":now": {"N": str(now_ms // 1000)},
             ":now_in_millis": {"N": str(now_ms)},
         }

@@ -6,11 +6,9 @@ because DynamoDB has none to offer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
-from persistence.datarecord import DataRecord, OffloadedResult, Status
+from persistence.datarecord import INPROGRESS, DataRecord, OffloadedResult
 
 Item: TypeAlias = dict[str, dict[str, Any]]
 Request: TypeAlias = dict[str, Any]
@@ -29,10 +27,13 @@ EXPIRED_RESULT: Final = "(#expiry < :now AND #status <> :inprogress)"
 NO_GENERATION: Final = "attribute_not_exists(#generation)"
 PREVIOUS_GENERATION: Final = "#generation = :previous_generation"
 
+#: rules.is_held_by; without a token, the record is one that another library's attempt handed over to us.
+HELD: Final = "#owner_token = :owner_token"
+UNOWNED: Final = "attribute_not_exists(#owner_token)"
+
 ALL_OLD: Final = {"ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
 
 
-@dataclass(frozen=True, slots=True)
 class ItemFormat:
     """The names of a table's attributes; placeholders carry them, so reserved words and dots are fine.
 
@@ -40,23 +41,37 @@ class ItemFormat:
         ValueError: a name is empty or used twice.
     """
 
-    key_attr: str
-    sort_key_attr: str | None
-    static_pk_value: str
-    expiry_attr: str
-    in_progress_expiry_attr: str
-    status_attr: str
-    data_attr: str
-    validation_key_attr: str
-    owner_token_attr: str
-    generation_attr: str
-    holder_attr: str
-    result_not_kept_attr: str
-    region_attr: str
-
-    def __post_init__(self) -> None:
-        if self.sort_key_attr == self.key_attr:
-            raise ValueError(f"key_attr [{self.key_attr}] and sort_key_attr [{self.sort_key_attr}] cannot be the same!")
+    def __init__(
+        self,
+        *,
+        key_attr: str,
+        sort_key_attr: str | None,
+        static_pk_value: str,
+        expiry_attr: str,
+        in_progress_expiry_attr: str,
+        status_attr: str,
+        data_attr: str,
+        validation_key_attr: str,
+        owner_token_attr: str,
+        generation_attr: str,
+        holder_attr: str,
+        result_not_kept_attr: str,
+        region_attr: str,
+    ) -> None:
+        self.key_attr = key_attr
+        self.sort_key_attr = sort_key_attr
+        self.expiry_attr = expiry_attr
+        self.in_progress_expiry_attr = in_progress_expiry_attr
+        self.status_attr = status_attr
+        self.data_attr = data_attr
+        self.validation_key_attr = validation_key_attr
+        self.owner_token_attr = owner_token_attr
+        self.generation_attr = generation_attr
+        self.holder_attr = holder_attr
+        self.result_not_kept_attr = result_not_kept_attr
+        self.region_attr = region_attr
+        if sort_key_attr == key_attr:
+            raise ValueError(f"key_attr [{key_attr}] and sort_key_attr [{sort_key_attr}] cannot be the same!")
         users: dict[str, str] = {}
         for field, name in self._named():
             if not isinstance(name, str) or not name:
@@ -64,10 +79,30 @@ class ItemFormat:
             if name in users:
                 raise ValueError(f"{users[name]} and {field} cannot both be [{name}]")
             users[name] = field
+        self.static_pk_value = static_pk_value
+        #: The field of a record that is in an attribute, and the attribute's type.  An absent one, or a null, is the default.
+        self._known: dict[str, tuple[str, str]] = {
+            key_attr: ("idempotency_key", "S"),
+            status_attr: ("stored_status", "S"),
+            expiry_attr: ("expiry_timestamp", "N"),
+            in_progress_expiry_attr: ("in_progress_expiry_timestamp", "N"),
+            data_attr: ("response_data", "S"),
+            validation_key_attr: ("payload_hash", "S"),
+            owner_token_attr: ("owner_token", "S"),
+            generation_attr: ("generation", "N"),
+            holder_attr: ("holder", "S"),
+            region_attr: ("region", "S"),
+        }
+        self._needed = [key_attr, status_attr]
+        if sort_key_attr is not None:
+            self._known[sort_key_attr] = ("sort_key", "S")
+            self._needed.append(sort_key_attr)
+        #: The texts of completions, and the names in them, by what is in the record; see `_completion`.
+        self._completions: dict[tuple[str, bool, bool], tuple[str, str, dict[str, str]]] = {}
 
     def _named(self) -> list[tuple[str, Any]]:
         """Each option that is an attribute's name, and the name."""
-        named = [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "static_pk_value"]
+        named = [(option, name) for option, name in vars(self).items() if option.endswith("_attr")]
         return [(option, name) for option, name in named if option != "sort_key_attr" or name is not None]
 
     @property
@@ -101,40 +136,55 @@ class ItemFormat:
         Raises:
             ValueError: the item is no idempotency record under these attribute names.
         """
+        known = self._known
+        fields: dict[str, Any] = {}
         try:
-            response_data, packed_result = _result(item.get(self.data_attr))
-            return DataRecord(
-                item[self.key_attr]["S"],
-                item[self.status_attr]["S"],
-                _number(item.get(self.expiry_attr)),
-                _number(item.get(self.in_progress_expiry_attr)),
-                response_data,
-                _text(item.get(self.validation_key_attr)),
-                item[self.sort_key_attr]["S"] if self.sort_key_attr else None,
-                owner_token=_text(item.get(self.owner_token_attr)),
-                generation=_number(item.get(self.generation_attr)) or 0,
-                holder=_text(item.get(self.holder_attr)),
-                result_kept=self.result_not_kept_attr not in item,
-                packed_result=packed_result,
-                region=_text(item.get(self.region_attr)),
-            )
+            for name, value in item.items():
+                if name not in known:
+                    continue
+                field, kind = known[name]
+                try:
+                    fields[field] = value[kind] if kind == "S" else int(value[kind])
+                except (KeyError, ValueError):
+                    fields.update(self._unusual(name, value))
+            for needed in self._needed:
+                _ = item[needed]["S"]
         except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The item is no idempotency record: {type(error).__name__} at {error}") from None
+        if self.result_not_kept_attr in item:
+            fields["result_kept"] = False
+        return DataRecord.of(fields)
+
+    def _unusual(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """The fields that a value stands for that is none of the usual type."""
+        if "NULL" in value:
+            return {}
+        field, kind = self._known[name]
+        if name == self.data_attr and "B" in value:
+            return {"packed_result": bytes(value["B"])}
+        if name == self.data_attr and "M" in value:
+            place = value["M"]
+            found = OffloadedResult(place["location"]["S"], place["sha256"]["S"], int(place["size"]["N"]))
+            return {"packed_result": found}
+        from decimal import Decimal  # here: another writer may have stored a fraction
+
+        return {field: int(Decimal(value[kind]))}
 
     def claim(self, offer: DataRecord, now_ms: int) -> Request:
         """Write the offer if there is no record, or a claimable one of the generation that it supersedes.
 
         An offer that has seen no record supersedes none.
         """
-        item = self._claimed(offer)
-        condition, names, values = "attribute_not_exists(#id)", {"#id": self.key_attr}, None
+        request: Request = {
+            "Item": self._claimed(offer),
+            "ConditionExpression": "attribute_not_exists(#id)",
+            "ExpressionAttributeNames": {"#id": self.key_attr},
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
         if offer.supersedes is not None:
-            superseded, superseded_names, values = self._superseded(offer, offer.supersedes, now_ms)
-            condition = f"{condition} OR ({superseded})"
-            names.update(superseded_names)
-        request = {"Item": item, "ConditionExpression": condition, "ExpressionAttributeNames": names, **ALL_OLD}
-        if values:  # DynamoDB refuses an empty map
-            request["ExpressionAttributeValues"] = values
+            superseded, names, request["ExpressionAttributeValues"] = self._superseded(offer, offer.supersedes, now_ms)
+            request["ConditionExpression"] = f"attribute_not_exists(#id) OR ({superseded})"
+            request["ExpressionAttributeNames"].update(names)
         return request
 
     def item(self, record: DataRecord) -> Item:
@@ -149,14 +199,14 @@ class ItemFormat:
         """The item of a record without its result."""
         item = self.key(record.key)
         item[self.status_attr] = {"S": record.stored_status}
-        if record.expiry_timestamp is not None:
-            item[self.expiry_attr] = {"N": str(record.expiry_timestamp)}
-        if record.in_progress_expiry_timestamp is not None:
-            item[self.in_progress_expiry_attr] = {"N": str(record.in_progress_expiry_timestamp)}
-        if record.owner_token:
-            item[self.owner_token_attr] = {"S": record.owner_token}
-        if record.generation:
-            item[self.generation_attr] = {"N": str(record.generation)}
+        if (expiry := record.expiry_timestamp) is not None:
+            item[self.expiry_attr] = {"N": str(expiry)}
+        if (lease_end_ms := record.in_progress_expiry_timestamp) is not None:
+            item[self.in_progress_expiry_attr] = {"N": str(lease_end_ms)}
+        if token := record.owner_token:
+            item[self.owner_token_attr] = {"S": token}
+        if generation := record.generation:
+            item[self.generation_attr] = {"N": "1" if generation == 1 else str(generation)}
         if record.holder:
             item[self.holder_attr] = {"S": record.holder}
         if record.payload_hash:
@@ -188,7 +238,7 @@ class ItemFormat:
     def _superseded(self, offer: DataRecord, generation: int, now_ms: int) -> tuple[str, dict[str, str], Item]:
         """rules.is_claimable, of that generation.  DynamoDB refuses names and values that go unused."""
         names = {"#generation": self.generation_attr, "#expiry": self.expiry_attr, "#status": self.status_attr}
-        values: Item = {":now": {"N": str(now_ms // 1000)}, ":inprogress": {"S": Status.INPROGRESS.value}}
+        values: Item = {":now": {"N": str(now_ms // 1000)}, ":inprogress": {"S": INPROGRESS}}
         claimable = EXPIRED_RESULT
         if offer.takes_over_orphans:
             claimable = f"({ORPHANED} OR {EXPIRED})"
@@ -206,6 +256,31 @@ class ItemFormat:
     def complete(self, record: DataRecord) -> Request:
         """Write the result if the record is the owner's, in progress or completed already."""
         name, outcome = self._outcome(record)
+        has_hash, has_token = bool(record.payload_hash), bool(record.owner_token)
+        shape = (name, has_hash, has_token)
+        if shape not in self._completions:
+            self._completions[shape] = self._completion(record, *shape)
+        update, condition, names = self._completions[shape]
+        values: Item = {
+            ":response_data" if record.result_kept else ":result_not_kept": outcome,
+            ":expiry": {"N": str(record.expiry_timestamp)},
+            ":status": {"S": record.stored_status},
+        }
+        if has_hash:
+            values[":validation_key"] = {"S": record.payload_hash}
+        if has_token:
+            values[":owner_token"] = {"S": record.owner_token}
+        return {
+            "Key": self.key(record.key),
+            "UpdateExpression": update,
+            "ConditionExpression": condition,
+            "ExpressionAttributeNames": names.copy(),
+            "ExpressionAttributeValues": values,
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+
+    def _completion(self, record: DataRecord, name: str, has_hash: bool, has_token: bool) -> tuple[str, str, dict[str, str]]:
+        """The update, the condition and the names of a completion that writes its outcome to the attribute *name*."""
         part = "response_data" if record.result_kept else "result_not_kept"
         names = {
             f"#{part}": name,
@@ -213,24 +288,11 @@ class ItemFormat:
             "#status": self.status_attr,
             "#owner_token": self.owner_token_attr,
         }
-        values: Item = {
-            f":{part}": outcome,
-            ":expiry": {"N": str(record.expiry_timestamp)},
-            ":status": {"S": record.stored_status},
-        }
         update = f"SET #{part} = :{part}, #expiry = :expiry, #status = :status"
-        if record.payload_hash:
+        if has_hash:
             update += ", #validation_key = :validation_key"
             names["#validation_key"] = self.validation_key_attr
-            values[":validation_key"] = {"S": record.payload_hash}
-        return {
-            "Key": self.key(record.key),
-            "UpdateExpression": update,
-            "ConditionExpression": self._held(record, values),
-            "ExpressionAttributeNames": names,
-            "ExpressionAttributeValues": values,
-            **ALL_OLD,
-        }
+        return update, HELD if has_token else UNOWNED, names
 
     def commit(self, record: DataRecord) -> Request:
         """Write the result if the record is there, the owner's and unfinished: the part of the record in a transaction.
@@ -240,7 +302,7 @@ class ItemFormat:
         """
         request = self.complete(record)
         request["ConditionExpression"] += " AND #status = :inprogress"
-        request["ExpressionAttributeValues"][":inprogress"] = {"S": Status.INPROGRESS.value}
+        request["ExpressionAttributeValues"][":inprogress"] = {"S": INPROGRESS}
         return request
 
     def restore(self, record: DataRecord) -> Request:
@@ -290,36 +352,16 @@ class ItemFormat:
     def _unfinished(self, record: DataRecord) -> tuple[str, dict[str, str], Item]:
         """rules.may_release."""
         names = {"#owner_token": self.owner_token_attr, "#status": self.status_attr}
-        values: Item = {":inprogress": {"S": Status.INPROGRESS.value}}
+        values: Item = {":inprogress": {"S": INPROGRESS}}
         return f"{self._held(record, values)} AND #status = :inprogress", names, values
 
     @staticmethod
     def _held(record: DataRecord, values: Item) -> str:
-        """rules.is_held_by; without a token, the record is one that another library's attempt handed over to us."""
+        """rules.is_held_by."""
         if not record.owner_token:
-            return "attribute_not_exists(#owner_token)"
+            return UNOWNED
         values[":owner_token"] = {"S": record.owner_token}
-        return "#owner_token = :owner_token"
-
-
-def _text(value: dict[str, Any] | None) -> str:
-    """The text of an attribute, "" where it is absent or null."""
-    if value is None or "NULL" in value:
-        return ""
-    text: str = value["S"]
-    return text
-
-
-def _result(value: dict[str, Any] | None) -> tuple[str, bytes | OffloadedResult | None]:
-    """The result as text, or as it is packed."""
-    if value is None or "S" in value:
-        return _text(value), None
-    if "B" in value:
-        return "", bytes(value["B"])
-    if "M" not in value:
-        return _text(value), None
-    place = value["M"]
-    return "", OffloadedResult(place["location"]["S"], place["sha256"]["S"], int(place["size"]["N"]))
+        return HELD
 
 
 def item_bytes(item: Item) -> int:
@@ -359,6 +401,8 @@ def _number_bytes(digits: str) -> int:
 
     AWS documents it as approximate; DynamoDB Local counts exactly so.
     """
+    from decimal import Decimal  # here: only an item that may be too large is measured
+
     sign, figures, exponent = Decimal(digits).as_tuple()
     assert isinstance(exponent, int)  # finite
     significant = "".join(map(str, figures)).rstrip("0")
@@ -366,11 +410,3 @@ def _number_bytes(digits: str) -> int:
         return 1
     is_odd = (exponent + len(figures) - len(significant)) % 2
     return 1 + (len(significant) + is_odd + 1) // 2 + sign
-
-
-def _number(value: dict[str, Any] | None) -> int | None:
-    """The number in an attribute, None where it is absent or null."""
-    if value is None or "NULL" in value:
-        return None
-    text: str = value["N"]
-    return int(text) if text.isdecimal() else int(Decimal(text))  # another writer may have stored a fraction

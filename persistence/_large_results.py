@@ -19,6 +19,8 @@ from persistence.datarecord import DataRecord, OffloadedResult
 from persistence.exceptions import IdempotencyPersistenceConfigError, IdempotencyResultNotKeptError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from persistence._packing import Compression
     from persistence._retries import Retries
     from persistence.offload import ResultOffload
@@ -72,8 +74,8 @@ class LargeResults:
         self._at_most = max_result_bytes
         self._offload = offload
 
-    def pack(self, record: DataRecord, uploading: Retries) -> DataRecord:
-        """The completed record in a form that fits its item.
+    def pack(self, record: DataRecord, uploading: Callable[[DataRecord], Retries]) -> DataRecord:
+        """The completed record in a form that fits its item.  *uploading* is how long a large result may be uploaded.
 
         Raises:
             IdempotencyResultNotKeptError: there is none.
@@ -83,7 +85,7 @@ class LargeResults:
         if is_small or self._items.size(record) <= self._threshold:
             return record
         try:
-            return self._packed(record, uploading)
+            return self._packed(record, uploading(record))
         except IdempotencyResultNotKeptError:
             raise
         except Exception as error:  # memory is scarce where results are large; the effect has happened all the same

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
+from persistence._lean_errors import LostAnswerError, NotSentError
 from persistence._schedule import Schedule
 from persistence.notices import Throttling, call_notices
 
@@ -43,6 +45,8 @@ BLAMELESS: Final = "None"
 #: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html#API_TransactWriteItems_Errors
 THROTTLED_ACTION: Final = frozenset({"ProvisionedThroughputExceeded", "ThrottlingError"})
 BUSY_ACTION: Final = THROTTLED_ACTION | {"TransactionConflict"}
+#: The condition of the request did not hold: every duplicate's answer.
+REFUSED: Final = "ConditionalCheckFailedException"
 #: Answers after which nobody knows whether the request was applied, besides any of HTTP status 5xx.
 UNKNOWN: Final = frozenset(
     {
@@ -65,7 +69,10 @@ def error_code(error: BaseException) -> str:
 
 def is_refusal(error: Exception) -> bool:
     """Whether the request's condition did not hold: nothing was written."""
-    return error_code(error) == "ConditionalCheckFailedException"
+    try:
+        return bool(error.response["Error"]["Code"] == REFUSED)  # type: ignore[attr-defined]
+    except (AttributeError, KeyError, TypeError):  # it is no client error
+        return False
 
 
 def is_item_too_large(error: Exception) -> bool:
@@ -125,9 +132,10 @@ def is_unsent(error: Exception) -> bool:
     """Whether no connection came about, so that nothing was sent."""
     if isinstance(getattr(error, "response", None), dict):
         return False
-    from botocore import exceptions as sdk  # here: only a failed call needs it, and another client may do without
-
-    return isinstance(error, (sdk.ConnectTimeoutError, sdk.EndpointConnectionError, sdk.ProxyConnectionError))
+    if isinstance(error, NotSentError):
+        return True
+    sdk = sys.modules.get("botocore.exceptions")  # where nobody has imported it, the error is not the SDK's
+    return sdk is not None and isinstance(error, (sdk.ConnectTimeoutError, sdk.EndpointConnectionError, sdk.ProxyConnectionError))
 
 
 def is_unknown(error: Exception) -> bool:
@@ -135,18 +143,24 @@ def is_unknown(error: Exception) -> bool:
     if isinstance(getattr(error, "response", None), dict):
         server_error = 500
         return is_unreadable(error) or error_code(error) in UNKNOWN or _metadata(error, "HTTPStatusCode") >= server_error
-    from botocore import exceptions as sdk
-    from botocore.parsers import ResponseParserError
-
+    if isinstance(error, LostAnswerError):
+        return True
+    sdk = sys.modules.get("botocore.exceptions")
+    if sdk is None:
+        return False
     lost = (
         sdk.HTTPClientError,
         sdk.IncompleteReadError,
         sdk.ResponseStreamingError,
         sdk.ChecksumError,
         sdk.SSLError,
-        ResponseParserError,
     )
-    return isinstance(error, lost)
+    return isinstance(error, lost) or _is_unparsable(error)
+
+
+def _is_unparsable(error: Exception) -> bool:
+    parsers = sys.modules.get("botocore.parsers")
+    return parsers is not None and isinstance(error, parsers.ResponseParserError)
 
 
 def is_unreadable(error: Exception) -> bool:
@@ -196,7 +210,6 @@ class Retries:
         self,
         clock_ms: Callable[[], int],
         sleep_ms: Callable[[float], None],
-        *,
         at_most_ms: int | None,
         deadline_ms: int | None = None,
     ) -> None:
@@ -207,17 +220,34 @@ class Retries:
         self.outcome_unknown = False
 
     def call(self, operation: Callable[..., Any], /, **request: Any) -> Any:
+        """As `send`."""
+        return self.send(operation, request)
+
+    def send(self, operation: Callable[..., Any], request: dict[str, Any]) -> Any:
         """The answer to the request.  Raises its last error, at once if that is an answer and not a trouble of the moment."""
+        answer, refusal = self.outcome(operation, request)
+        if refusal is None:
+            return answer
+        try:
+            raise refusal
+        finally:
+            del refusal  # it refers to this frame
+
+    def outcome(self, operation: Callable[..., Any], request: dict[str, Any]) -> tuple[Any, Any]:
+        """As `send`, but the error that says that the request's condition did not hold is returned: (answer, that error).
+
+        It is what every duplicate gets, and raising it through each frame would cost as much as the rest of this.
+        """
         schedule: Schedule | None = None
         throttles: list[Exception] = []
         token = is_sending.set(True)
         try:
             while True:
                 try:
-                    return operation(**request)
+                    return operation(**request), None
                 except Exception as error:
                     if is_refusal(error):  # first, because duplicates are the most common failure by far
-                        raise
+                        return None, error.with_traceback(None)  # whose frames would keep the caller's, and it the error
                     unknown = is_unknown(error)
                     self.outcome_unknown = self.outcome_unknown or unknown or hides_tries(error)
                     if not (unknown or is_busy(error) or is_unsent(error)):

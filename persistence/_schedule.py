@@ -6,7 +6,6 @@ https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter
 
 from __future__ import annotations
 
-import random
 from typing import Final
 
 #: The first ceiling of a delay, about ten round trips to a healthy table.
@@ -50,6 +49,8 @@ class Schedule:
         left_ms = self._give_up_ms - now_ms
         if left_ms < LEAST_MS:
             return None
+        import random  # here: most requests are answered at once
+
         pause_ms = random.uniform(0, self._ceiling_ms)  # noqa: S311 - jitter, not a secret
         self._ceiling_ms = min(CAP_MS, 2 * self._ceiling_ms)
         pause_ms = max(pause_ms, min(wish_ms, pause_ms + WISH_CAP_MS))

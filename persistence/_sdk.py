@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 from zlib import crc32
 
-from persistence._retries import is_busy, is_sending, is_unknown
+from persistence._retries import REFUSED, is_busy, is_sending, is_unknown
 
 #: Registered once per client, however many stores use it.
 HANDLER: Final = "lambda-idempotency"
@@ -31,7 +31,15 @@ def prepare(client: object) -> None:
 
 
 def _end_tries(
-    client: Any, response: tuple[Any, dict[str, Any]] | None, caught_exception: Exception | None, operation: Any, **_: Any
+    client: Any,
+    response: tuple[Any, dict[str, Any]] | None,
+    caught_exception: Exception | None,
+    operation: Any,
+    endpoint: Any = None,  # noqa: ARG001 - what botocore passes is named, so that no mapping need be made of it in each call
+    attempts: Any = None,  # noqa: ARG001
+    request_dict: Any = None,  # noqa: ARG001
+    event_name: Any = None,  # noqa: ARG001
+    **_: Any,
 ) -> None:
     """Raise what the SDK would retry, as it would raise it in the end.  Any other answer goes its usual way."""
     if not is_sending.get():
@@ -40,17 +48,23 @@ def _end_tries(
         assert caught_exception is not None  # one of the two
         raise caught_exception
     http, parsed = response
+    code = parsed["Error"].get("Code") if "Error" in parsed else ""
+    if code == REFUSED:
+        return  # every duplicate's answer, and whole: JSON that was cut off is none
     _check_whole(http)
     if "Error" in parsed:
-        error = client.exceptions.from_code(parsed["Error"].get("Code"))(parsed, operation.name)
+        error = client.exceptions.from_code(code)(parsed, operation.name)
         if is_busy(error) or is_unknown(error):
             raise error
 
 
 def _check_whole(http: Any) -> None:
     """Raise if the answer was cut off: the SDK checks that only in its retries, and takes a cut read for a missing item."""
-    expected = http.headers.get("x-amz-crc32")
-    if expected is not None and crc32(http.content) != int(expected):
+    try:
+        expected = http.headers["x-amz-crc32"]
+    except KeyError:
+        return
+    if crc32(http.content) != int(expected):
         from botocore.exceptions import ChecksumError
 
         raise ChecksumError(checksum_type="crc32", expected_checksum=expected, actual_checksum="another")

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-from persistence.datarecord import STATUS_CONSTANTS, DataRecord, Status
+from persistence.datarecord import COMPLETED, INPROGRESS, STATUS_CONSTANTS, DataRecord
 from persistence.exceptions import (
     IdempotencyInvalidStatusError,
     IdempotencyItemAlreadyExistsError,
@@ -40,6 +40,7 @@ __all__ = [
     "BasePersistenceLayer",
     "CallSettings",
     "DataRecord",
+    "Refusal",
     "call_deadline_ms",
     "call_settings",
 ]
@@ -74,7 +75,7 @@ WRITE_ANSWERS: Final = (IdempotencyLeaseLostError, IdempotencyResultNotKeptError
 COMMIT_ANSWERS: Final = (IdempotencyLeaseLostError, IdempotencyTransactionCanceledError)
 
 #: A set of plain strings, because a record's status is one.
-KNOWN_STATUSES: Final = frozenset({Status.INPROGRESS.value, Status.COMPLETED.value})
+KNOWN_STATUSES: Final = frozenset({INPROGRESS, COMPLETED})
 
 
 class CallSettings(NamedTuple):
@@ -87,6 +88,19 @@ class CallSettings(NamedTuple):
     expires_after_seconds: int = 60 * 60
     use_local_cache: bool = False
     hash_function: Callable[..., Any] = hashlib.md5
+
+
+class Refusal:
+    """A claim was refused.
+
+    Attributes:
+        existing: The record that holds the key; None if the answer did not show it.
+    """
+
+    __slots__ = ("existing",)
+
+    def __init__(self, existing: DataRecord | None) -> None:
+        self.existing = existing
 
 
 _DEFAULTS: Final = CallSettings()
@@ -148,9 +162,9 @@ class _Layer:
             f"{type(self).__name__} has no transactions; DynamoDBPersistenceLayer commits a record together with other writes"
         )
 
-    def _check_status(self, offer: DataRecord, existing: DataRecord | None) -> None:
-        """Raise if the refusing record cannot be judged.  An expired one can, whatever it says."""
-        if existing is None or existing.stored_status in KNOWN_STATUSES or is_expired(existing, self.clock_ms()):
+    def _check_status(self, offer: DataRecord, existing: DataRecord) -> None:
+        """Raise if the refusing record, whose status is unknown, cannot be judged.  An expired one can, whatever it says."""
+        if is_expired(existing, self.clock_ms()):
             return
         unknown = IdempotencyInvalidStatusError(existing.stored_status)
         raise self._failure(CLAIM_FAILED, offer.key, unknown) from unknown
@@ -191,21 +205,26 @@ class BasePersistenceLayer(_Layer, ABC):
             IdempotencyItemAlreadyExistsError: refused; `old_data_record` is the holder, None if it vanished meanwhile.
             IdempotencyPersistenceLayerError: the store failed; the claim may or may not have been written.
         """
+        granted = self.try_claim(offer)
+        if isinstance(granted, Refusal):
+            raise IdempotencyItemAlreadyExistsError(old_data_record=granted.existing)
+        return granted
+
+    def try_claim(self, offer: DataRecord) -> DataRecord | Refusal:
+        """As `claim`, but a refusal is returned: it is the answer to every duplicate, and an exception would be dearer."""
         try:
-            granted = self._put_record(data_record=offer)
-        except IdempotencyItemAlreadyExistsError as refused:
-            existing = refused.old_data_record
-            if existing is None:
-                existing = self.fetch(offer.key)
-            self._check_status(offer, existing)
-            if existing is refused.old_data_record:
-                raise
-            raise IdempotencyItemAlreadyExistsError(old_data_record=existing) from refused
+            granted = self._offer_record(offer)
         except CLAIM_ANSWERS:
             raise
         except Exception as error:
             raise self._failure(CLAIM_FAILED, offer.key, error) from error
-        return _granted(offer, granted)
+        if isinstance(granted, Refusal):
+            if granted.existing is None:
+                granted = Refusal(self.fetch(offer.key))
+            if granted.existing is not None and granted.existing.stored_status not in KNOWN_STATUSES:
+                self._check_status(offer, granted.existing)
+            return granted
+        return granted if isinstance(granted, DataRecord) else offer  # a hook written for Powertools may return anything
 
     def fetch(self, idempotency_key: str) -> DataRecord | None:
         """Read the record of the key, at least as new as any answer given before; None if there is none."""
@@ -323,6 +342,13 @@ class BasePersistenceLayer(_Layer, ABC):
             IdempotencyLeaseLostError: it may not be deleted; `record` is what was found.
         """
 
+    def _offer_record(self, offer: DataRecord) -> DataRecord | Refusal | None:
+        """As `_put_record`, which it calls, but a refusal is returned."""
+        try:
+            return self._put_record(data_record=offer)
+        except IdempotencyItemAlreadyExistsError as refused:
+            return Refusal(refused.old_data_record)
+
     def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
         """As `commit`.  Only for stores whose `_begin_transaction` gives transactions.
 
@@ -352,21 +378,26 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
 
     async def claim(self, offer: DataRecord) -> DataRecord:
         """As `BasePersistenceLayer.claim`."""
+        granted = await self.try_claim(offer)
+        if isinstance(granted, Refusal):
+            raise IdempotencyItemAlreadyExistsError(old_data_record=granted.existing)
+        return granted
+
+    async def try_claim(self, offer: DataRecord) -> DataRecord | Refusal:
+        """As `BasePersistenceLayer.try_claim`."""
         try:
-            granted = await self._put_record(data_record=offer)
-        except IdempotencyItemAlreadyExistsError as refused:
-            existing = refused.old_data_record
-            if existing is None:
-                existing = await self.fetch(offer.key)
-            self._check_status(offer, existing)
-            if existing is refused.old_data_record:
-                raise
-            raise IdempotencyItemAlreadyExistsError(old_data_record=existing) from refused
+            granted = await self._offer_record(offer)
         except CLAIM_ANSWERS:
             raise
         except Exception as error:
             raise self._failure(CLAIM_FAILED, offer.key, error) from error
-        return _granted(offer, granted)
+        if isinstance(granted, Refusal):
+            if granted.existing is None:
+                granted = Refusal(await self.fetch(offer.key))
+            if granted.existing is not None and granted.existing.stored_status not in KNOWN_STATUSES:
+                self._check_status(offer, granted.existing)
+            return granted
+        return granted if isinstance(granted, DataRecord) else offer
 
     async def fetch(self, idempotency_key: str) -> DataRecord | None:
         """As `BasePersistenceLayer.fetch`."""
@@ -434,6 +465,13 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
     async def _delete_record(self, data_record: DataRecord) -> None:
         """As `BasePersistenceLayer._delete_record`."""
 
+    async def _offer_record(self, offer: DataRecord) -> DataRecord | Refusal | None:
+        """As `BasePersistenceLayer._offer_record`."""
+        try:
+            return await self._put_record(data_record=offer)
+        except IdempotencyItemAlreadyExistsError as refused:
+            return Refusal(refused.old_data_record)
+
     async def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
         """As `BasePersistenceLayer._commit_record`."""
         raise NotImplementedError(f"{type(self).__name__} has no transactions")
@@ -441,8 +479,3 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
     async def _load_result(self, data_record: DataRecord) -> str:
         """As `BasePersistenceLayer._load_result`."""
         raise NotImplementedError(f"{type(self).__name__} packs no results")
-
-
-def _granted(offer: DataRecord, granted: object) -> DataRecord:
-    """The record as granted.  A hook written for Powertools may return anything, and grants what was offered."""
-    return granted if isinstance(granted, DataRecord) else offer

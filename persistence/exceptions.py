@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 class BaseError(Exception):
     """Root of all idempotency errors: the first argument is the message, the others are its details."""
 
+    message: str = ""
+    details: str | None = None
+
     def __init__(self, *args: str | Exception | None) -> None:
         super().__init__(*args)
-        self.message = str(args[0]) if args else ""
-        self.details = "".join(str(arg) for arg in args[1:]) if args[1:] else None
+        if args:
+            self.message = str(args[0])
+            self.details = "".join(str(arg) for arg in args[1:]) if args[1:] else None
 
     def __str__(self) -> str:
         if self.message and self.details:

@@ -8,7 +8,10 @@ from typing import Any
 def is_missing_idempotency_key(data: Any) -> bool:
     """Whether a selection is no key: nothing, something empty, or a list or object of nothing.  0, 0.0 and False are keys."""
     if isinstance(data, dict):
-        return all(value is None for value in data.values())
-    if isinstance(data, (list, tuple)):
-        return all(value is None for value in data)
-    return not isinstance(data, (int, float)) and not data
+        data = data.values()
+    elif not isinstance(data, (list, tuple)):
+        return not isinstance(data, (int, float)) and not data
+    for value in data:  # noqa: SIM110 - a generator costs three times as much, in every call
+        if value is not None:
+            return False
+    return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from persistence.datarecord import Status
+from persistence.datarecord import COMPLETED, INPROGRESS
 
 if TYPE_CHECKING:
     from persistence.datarecord import DataRecord
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 def is_in_progress(record: DataRecord) -> bool:
     """Whether the record was written by a claim and not yet completed."""
-    return record.stored_status == Status.INPROGRESS
+    return record.stored_status == INPROGRESS
 
 
 def is_completed(record: DataRecord) -> bool:
     """Whether the function ran to its end, its result kept or not."""
-    return record.stored_status == Status.COMPLETED
+    return record.stored_status == COMPLETED
 
 
 def is_expired(record: DataRecord, now_ms: int) -> bool:

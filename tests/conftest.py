@@ -29,6 +29,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture(autouse=True)
+def _default_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None that another test has left, with another endpoint or other keys."""
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()

@@ -1,7 +1,8 @@
 """Faults at a chosen call of a real DynamoDB client, and what the stories told with them share.
 
 `FaultyClient` stands between a store and its client.  A *fault* is given the real request as `send` and decides what the store
-sees of it: an answer, an error, or an answer before or after which something else happens.
+sees of it: an answer, an error, or an answer before or after which something else happens.  Errors are those of boto3's client,
+or of the lean one, as `speak_as` was told last.
 """
 
 from __future__ import annotations
@@ -15,11 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from botocore.exceptions import ClientError, ConnectionClosedError, HTTPClientError, IncompleteReadError, ReadTimeoutError
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+)
 
 from idempotency import IdempotencyConfig, idempotent, idempotent_function
+from persistence._lean_errors import LostAnswerError, NotSentError, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -35,6 +44,11 @@ if TYPE_CHECKING:
 Send = Callable[[], Any]
 Fault = Callable[[Send], Any]
 
+#: The service's errors, as either client raises them; with `response`, whose shape is the same.
+ServiceFailure = ClientError | ServiceError
+SERVICE_ERRORS: Final = (ClientError, ServiceError)
+_is_lean = False
+
 #: The prefix of every key here, so that a test can name its record.
 PREFIX = "job"
 
@@ -46,12 +60,16 @@ def key_of(selected: Any) -> str:
 
 @dataclass
 class Bench:
-    """A DynamoDB store on a table of its own, with a fake clock and a client that can be told to fail."""
+    """A DynamoDB store on a table of its own, with a fake clock and a client that can be told to fail.
+
+    *direct* is boto3's client, past the faults, whatever the store's is.
+    """
 
     store: DynamoDBPersistenceLayer
     client: FaultyClient
     clock: FakeClock
     peek: Peek
+    direct: Any
 
 
 @dataclass(frozen=True)
@@ -185,7 +203,7 @@ def lost(error: BaseException) -> Fault:
     """The request reaches the table, and instead of its answer, whatever that is, comes *error*."""
 
     def strike(send: Send) -> Any:
-        with suppress(ClientError):  # a refusal is an answer, too, and gets lost like any other
+        with suppress(*SERVICE_ERRORS):  # a refusal is an answer, too, and gets lost like any other
             send()
         raise error
 
@@ -226,7 +244,7 @@ def lost_then(happens: Callable[[], object], error: BaseException) -> Fault:
     """The answer is lost, and something happens before the caller notices."""
 
     def strike(send: Send) -> Any:
-        with suppress(ClientError):
+        with suppress(*SERVICE_ERRORS):
             send()
         happens()
         raise error
@@ -247,18 +265,18 @@ def throttled_until(clock: FakeClock, end_ms: int) -> Fault:
 
 def repeated_by_the_sdk(send: Send) -> Any:
     """The client loses its first answer and repeats the request by itself, as its own retry modes do."""
-    with suppress(ClientError):
+    with suppress(*SERVICE_ERRORS):
         send()
     try:
         return send()
-    except ClientError as error:
+    except SERVICE_ERRORS as error:
         error.response["ResponseMetadata"]["RetryAttempts"] = 1
         raise
 
 
 def throttled_after_a_lost_answer(send: Send) -> Any:
     """The client loses its first answer, repeats the request by itself, and tells only of the throttle that it met then."""
-    with suppress(ClientError):
+    with suppress(*SERVICE_ERRORS):
         send()
     raise throttle(retry_attempts=1)
 
@@ -268,7 +286,7 @@ def delayed(on_their_way: list[Send]) -> Fault:
 
     def strike(send: Send) -> Any:
         def land() -> None:
-            with suppress(ClientError):
+            with suppress(*SERVICE_ERRORS):
                 send()
 
         on_their_way.append(land)
@@ -291,9 +309,21 @@ def forgotten_by(client: FaultyClient) -> Fault:
 # Errors
 
 
+def speak_as(client_kind: str) -> None:
+    """From now on, the errors below are those of a client of that kind."""
+    global _is_lean  # noqa: PLW0603 - threads and event loops that a test starts must hear it, too
+    _is_lean = client_kind == "lean"
+
+
+def _lost(reason: str, of_botocore: Exception) -> Exception:
+    """A request that was sent and not answered."""
+    return LostAnswerError(f"No whole answer came from dynamodb: {reason}") if _is_lean else of_botocore
+
+
 def client_error(
     code: str, status: int, message: str, retry_attempts: int = 0, operation: str = "PutItem", **more: Any
-) -> ClientError:
+) -> ServiceFailure:
+    """An answer of the service that is an error."""
     response = {
         "Error": {"Code": code, "Message": message},
         "ResponseMetadata": {
@@ -304,10 +334,10 @@ def client_error(
         },
         **more,
     }
-    return ClientError(response, operation)
+    return ServiceError(response, operation) if _is_lean else ClientError(response, operation)
 
 
-def throttle(retry_attempts: int = 0) -> ClientError:
+def throttle(retry_attempts: int = 0) -> ServiceFailure:
     """What a hot partition of a provisioned table answers."""
     return client_error(
         "ProvisionedThroughputExceededException",
@@ -319,28 +349,28 @@ def throttle(retry_attempts: int = 0) -> ClientError:
     )
 
 
-def internal_error() -> ClientError:
+def internal_error() -> ServiceFailure:
     return client_error("InternalServerError", 500, "Internal server error")
 
 
-def unavailable() -> ClientError:
+def unavailable() -> ServiceFailure:
     return client_error("ServiceUnavailable", 503, "Service unavailable")
 
 
-def access_denied() -> ClientError:
+def access_denied() -> ServiceFailure:
     return client_error("AccessDeniedException", 400, "User is not authorized to perform this operation")
 
 
-def table_not_found() -> ClientError:
+def table_not_found() -> ServiceFailure:
     return client_error("ResourceNotFoundException", 400, "Requested resource not found")
 
 
-def conflict() -> ClientError:
+def conflict() -> ServiceFailure:
     """What a request for one item is answered while a transaction on it is under way."""
     return client_error("TransactionConflictException", 400, "Transaction is ongoing for the item")
 
 
-def transaction_in_progress() -> ClientError:
+def transaction_in_progress() -> ServiceFailure:
     """What a repeated transaction is answered while the first one is under way: nobody knows yet how that ends."""
     return client_error(
         "TransactionInProgressException",
@@ -350,7 +380,7 @@ def transaction_in_progress() -> ClientError:
     )
 
 
-def parameter_mismatch() -> ClientError:
+def parameter_mismatch() -> ServiceFailure:
     return client_error(
         "IdempotentParameterMismatchException",
         400,
@@ -359,7 +389,7 @@ def parameter_mismatch() -> ClientError:
     )
 
 
-def canceled(*codes: str | None) -> ClientError:
+def canceled(*codes: str | None) -> ServiceFailure:
     """A transaction of which nothing was applied; *codes* are the reasons of its actions, None for one that is not to blame."""
     reasons = [{"Code": "None"} if code is None else {"Code": code, "Message": f"Because of {code}"} for code in codes]
     named = ", ".join(reason["Code"] for reason in reasons)
@@ -372,20 +402,27 @@ def canceled(*codes: str | None) -> ClientError:
     )
 
 
-def read_timeout() -> ReadTimeoutError:
-    return ReadTimeoutError(endpoint_url="https://dynamodb")
+def read_timeout() -> Exception:
+    return _lost("timed out", ReadTimeoutError(endpoint_url="https://dynamodb"))
 
 
-def connection_closed() -> ConnectionClosedError:
-    return ConnectionClosedError(endpoint_url="https://dynamodb")
+def connection_closed() -> Exception:
+    return _lost("the connection ended", ConnectionClosedError(endpoint_url="https://dynamodb"))
 
 
-def incomplete_read() -> IncompleteReadError:
-    return IncompleteReadError(actual_bytes=1, expected_bytes=2)
+def incomplete_read() -> Exception:
+    return _lost("its checksum is another", IncompleteReadError(actual_bytes=1, expected_bytes=2))
 
 
-def http_client_error() -> HTTPClientError:
-    return HTTPClientError(error=OSError("reset"))
+def http_client_error() -> Exception:
+    return _lost("[Errno 104] Connection reset by peer", HTTPClientError(error=OSError("reset")))
+
+
+def no_connection() -> Exception:
+    """Nothing was sent."""
+    if _is_lean:
+        return NotSentError("Could not connect to dynamodb: [Errno 111] Connection refused")
+    return EndpointConnectionError(endpoint_url="https://dynamodb")
 
 
 #: After each of these, nobody knows whether the request was applied.

@@ -14,7 +14,7 @@ import redis.asyncio
 import valkey
 import valkey.asyncio
 from boto3.dynamodb.types import TypeDeserializer
-from engines.tables import create_table, shared_client
+from engines.tables import create_table, shared_client, shared_lean_client
 
 from idempotency import (
     AsyncCachePersistenceLayer,
@@ -37,12 +37,14 @@ class Made:
     """A fresh store on a fake clock, and *peek*: the raw record by the idempotency key, read without the store.
 
     What `peek` returns has Powertools' default attribute names, whatever those of the store; None if there is no record.
-    *new_awaited* makes an async store on the same records, where the backend has one of its own.
+    *new_awaited* makes an async store on the same records, where the backend has one of its own.  *client* is boto3's for the
+    table, past the store's own, where there is one.
     """
 
     store: BasePersistenceLayer
     peek: Peek
     new_awaited: Callable[[], AsyncCachePersistenceLayer] | None = None
+    client: Any = None
 
 
 def memory(clock: FakeClock, _endpoint: str) -> Made:
@@ -101,12 +103,16 @@ DEFAULT_NAMES = {
 }
 
 
-def dynamodb(clock: FakeClock, endpoint: str, **options: Any) -> Made:
-    """A DynamoDB store on a table of its own."""
+#: The clients that a DynamoDB store may have: boto3's, and the library's own.
+CLIENTS: dict[str, Callable[..., Any]] = {"boto3": shared_client, "lean": shared_lean_client}
+
+
+def dynamodb(clock: FakeClock, endpoint: str, client_kind: str = "boto3", **options: Any) -> Made:
+    """A DynamoDB store on a table of its own; whatever its client, the table is made and looked at with boto3's."""
     client = shared_client(endpoint)
     key_attr, sort_key_attr = options.get("key_attr", "id"), options.get("sort_key_attr")
     table = create_table(client, key_attr=key_attr, sort_key_attr=sort_key_attr)
-    store = DynamoDBPersistenceLayer(table, boto3_client=client, **options)
+    store = DynamoDBPersistenceLayer(table, boto3_client=CLIENTS[client_kind](endpoint), **options)
     store.clock_ms = clock
     store.sleep_ms = clock.sleep_ms
 
@@ -121,7 +127,11 @@ def dynamodb(clock: FakeClock, endpoint: str, **options: Any) -> Made:
         names = {options.get(option, default): default for option, default in DEFAULT_NAMES.items()}
         return {names.get(name, name): int(value) if hasattr(value, "as_tuple") else value for name, value in plain.items()}
 
-    return Made(store, peek)
+    return Made(store, peek, client=client)
+
+
+def dynamodb_lean(clock: FakeClock, endpoint: str) -> Made:
+    return dynamodb(clock, endpoint, "lean")
 
 
 def large_results(made: Made, **options: Any) -> None:
@@ -191,6 +201,7 @@ def clustered(clock: FakeClock, url: str) -> Made:
 STORES = [
     pytest.param((memory, None), id="memory"),
     pytest.param((dynamodb, "dynamodb_local"), id="dynamodb", marks=pytest.mark.dynamodb_local),
+    pytest.param((dynamodb_lean, "dynamodb_local"), id="dynamodb-lean", marks=pytest.mark.dynamodb_local),
     pytest.param((dynamodb_odd_names, "dynamodb_local"), id="dynamodb-odd-names", marks=pytest.mark.dynamodb_local),
     pytest.param((cached, "valkey_server"), id="valkey", marks=pytest.mark.valkey),
     pytest.param((cached_odd_names, "valkey_server"), id="valkey-odd-names", marks=pytest.mark.valkey),

@@ -8,11 +8,11 @@ from idempotency.serialization.base import (
     BaseIdempotencyModelSerializer,
     BaseIdempotencySerializer,
 )
-from idempotency.serialization.custom_dict import CustomDictSerializer
-from idempotency.serialization.dataclass import DataclassSerializer
-from idempotency.serialization.no_op import NoOpSerializer
 
 if TYPE_CHECKING:
+    from idempotency.serialization.custom_dict import CustomDictSerializer
+    from idempotency.serialization.dataclass import DataclassSerializer
+    from idempotency.serialization.no_op import NoOpSerializer
     from idempotency.serialization.pydantic import PydanticSerializer
 
 __all__ = [
@@ -24,11 +24,18 @@ __all__ = [
     "PydanticSerializer",
 ]
 
+_LAZY = {
+    "CustomDictSerializer": "idempotency.serialization.custom_dict",
+    "DataclassSerializer": "idempotency.serialization.dataclass",
+    "NoOpSerializer": "idempotency.serialization.no_op",
+    "PydanticSerializer": "idempotency.serialization.pydantic",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import the pydantic serializer when it is named: pydantic is an extra."""
-    if name != "PydanticSerializer":
+    """Import a serializer when it is named: pydantic is an extra, and dataclasses are costly to import."""
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from idempotency.serialization.pydantic import PydanticSerializer
+    from importlib import import_module
 
-    return PydanticSerializer
+    return getattr(import_module(_LAZY[name]), name)

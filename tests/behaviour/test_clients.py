@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
@@ -11,14 +12,30 @@ import boto3
 import pytest
 from behaviour.kit import Work
 from botocore.config import Config
+from botocore.validate import ParamValidationDecorator
 
-from idempotency import DynamoDBPersistenceLayer, make_idempotent
+from idempotency import (
+    DynamoDBPersistenceLayer,
+    IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceLayerError,
+    make_idempotent,
+)
+from persistence import dynamodb
+from persistence.lean import LeanClient
 
 
 @pytest.fixture(autouse=True)
 def region(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+
+@pytest.fixture
+def lambda_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the lean client needs, from the environment alone."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("HOME", "/nonexistent")
 
 
 def config_of(client: Any) -> Any:
@@ -33,6 +50,79 @@ def test_a_client_made_here_suits_lambda() -> None:
     assert config.retries["total_max_attempts"] == 1
     assert config.max_pool_connections >= 40
     assert "lambda-idempotency" in config.user_agent
+
+
+def test_a_client_made_here_spares_what_costs_and_the_users_boto_config_may_have_it_back() -> None:
+    """Our requests are of one shape; the user agent is a fixed text that still says who is calling."""
+    sparing = DynamoDBPersistenceLayer("table").client
+    validating = DynamoDBPersistenceLayer("table", boto_config=Config(parameter_validation=True)).client
+
+    assert not isinstance(sparing._serializer, ParamValidationDecorator)
+    assert isinstance(validating._serializer, ParamValidationDecorator)
+    assert config_of(sparing).user_agent.startswith("Botocore/")
+
+
+def test_without_boto3_in_the_process_the_client_comes_from_botocore_one_session_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "boto3")
+    dynamodb._botocore_session.cache_clear()
+
+    clients = [DynamoDBPersistenceLayer("table").client for _ in range(2)]
+
+    assert "boto3" not in sys.modules
+    assert [client.meta.region_name for client in clients] == ["eu-west-1"] * 2
+    assert dynamodb._botocore_session.cache_info().misses == 1
+
+
+def test_where_botocores_clients_were_never_imported_a_client_cannot_be_one_and_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "botocore.client")
+    mine = MagicMock()
+
+    assert make_idempotent(lambda event: event, persistence_store=DynamoDBPersistenceLayer("table", boto3_client=mine))(7) == 7
+    assert mine.meta.events.register_first.call_count == 0
+
+
+@pytest.mark.parametrize("options", [{"boto_config": Config(read_timeout=7)}, {"boto3_session": boto3.Session()}])
+def test_settings_of_boto3_are_refused_beside_the_lean_client(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match="^boto_config and boto3_session are for a client of boto3's, and client='lean' is none$"
+    ):
+        DynamoDBPersistenceLayer("table", client="lean", **options)
+
+
+def test_a_client_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="^client must be 'boto3' or 'lean', not 'aiobotocore'; a client of your own is boto3_client$"
+    ):
+        DynamoDBPersistenceLayer("table", client="aiobotocore")  # type: ignore[arg-type]
+
+
+def test_the_lean_client_is_made_with_the_stores_timeouts_and_not_where_a_client_is_given(lambda_keys: None) -> None:
+    given = MagicMock()
+
+    made = DynamoDBPersistenceLayer("table", client="lean").client
+
+    assert isinstance(made, LeanClient)
+    assert (made._pool._connect_timeout, made._pool._read_timeout) == (1, 2)
+    assert DynamoDBPersistenceLayer("table", client="lean", boto3_client=given).client is given
+
+
+def test_what_the_lean_client_cannot_do_is_refused_before_the_function_runs(
+    lambda_keys: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com:3128")
+    work = Work()
+    safe = make_idempotent(work, persistence_store=DynamoDBPersistenceLayer("table", client="lean"))
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as caught:
+        safe(7)
+
+    assert isinstance(caught.value.__cause__, IdempotencyPersistenceConfigError)
+    assert 'choose client="boto3"' in str(caught.value)
+    assert work.runs == []
 
 
 def test_the_users_boto_config_is_merged_over_the_stores_own() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -103,6 +103,31 @@ def test_a_positional_only_payload_is_found(store: CountingStore) -> None:
     charge(7)
 
     assert list(store._records) == [key_of(7)]
+
+
+def passed_on(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Another decorator's version, which says of its parameters that they are the function's."""
+
+    @wraps(function)
+    def passing_on(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return passing_on
+
+
+def test_the_position_of_a_decorated_functions_payload_is_the_functions(store: CountingStore) -> None:
+    def charge(customer: str, order: int, *, note: str = "") -> None: ...
+    def refund(customer: str, *, order: int) -> None: ...
+
+    options: Any = {"data_keyword_argument": "order", "persistence_store": store, "key_prefix": "p"}
+    idempotent_function(passed_on(charge), **options)("c-1", 7)
+    idempotent_function(passed_on(refund), **options)("c-1", order=8)
+
+    assert list(store._records) == [key_of(7), key_of(8)]
+    with pytest.raises(RuntimeError, match="^Unable to extract 'order'"):
+        idempotent_function(passed_on(refund), **options)("c-1")
+    with pytest.raises(RuntimeError, match="^Unable to extract 'order'"):
+        idempotent_function(passed_on(lambda customer: None), **options)("c-1")
 
 
 def test_the_decorator_can_be_called_with_the_function(store: CountingStore) -> None:

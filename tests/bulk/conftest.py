@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bulk.kit import BulkClient
+from fault.conftest import client_kind
 from stores import dynamodb
 
 if TYPE_CHECKING:
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
 
     from idempotency import DynamoDBPersistenceLayer
 
+__all__ = ["client_kind", "new_store"]
+
 
 @pytest.fixture
-def new_store(dynamodb_local: str, clock: FakeClock) -> NewStore:
+def new_store(dynamodb_local: str, clock: FakeClock, client_kind: str) -> NewStore:
     def make(**layout: Any) -> DynamoDBPersistenceLayer:
-        store: Any = dynamodb(clock, dynamodb_local, **layout).store
-        store.client = BulkClient(store.client)
+        made = dynamodb(clock, dynamodb_local, client_kind, **layout)
+        store: Any = made.store
+        store.client = BulkClient(store.client, made.client)
         return store
 
     return make

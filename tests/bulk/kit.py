@@ -33,7 +33,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 class BulkClient(FaultyClient):
-    """As `FaultyClient`, with the operations of bulk work."""
+    """As `FaultyClient`, with the operations of bulk work; *direct* is boto3's client, whatever this one is."""
+
+    def __init__(self, client: Any, direct: Any) -> None:
+        super().__init__(client)
+        self.direct = direct
 
     @property
     def meta(self) -> Any:
@@ -77,12 +81,12 @@ def put(store: DynamoDBPersistenceLayer, *records: DataRecord, **extra: Any) -> 
 
 
 def put_item(store: DynamoDBPersistenceLayer, item: Item) -> None:
-    faulty(store).client.put_item(TableName=store.table_name, Item=item)
+    faulty(store).direct.put_item(TableName=store.table_name, Item=item)
 
 
 def items(store: DynamoDBPersistenceLayer) -> list[Item]:
     """All that is in the table, whatever it is."""
-    pages = faulty(store).client.get_paginator("scan").paginate(TableName=store.table_name, ConsistentRead=True)
+    pages = faulty(store).direct.get_paginator("scan").paginate(TableName=store.table_name, ConsistentRead=True)
     return [item for page in pages for item in page["Items"]]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from bulk.kit import LAYOUTS, BulkClient, completed, faulty, filled, in_progress, items, keys, put, put_item
 from doubles import LambdaContext
-from engines.tables import client_for
+from engines.tables import shared_client
 from faults import (
     UNKNOWN_OUTCOMES,
     Form,
@@ -328,7 +328,7 @@ def test_a_record_is_deleted_in_its_home_region(
     new_store: NewStore, clock: FakeClock, dynamodb_local: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where every claim of the key is decided, so that the condition sees the last of them."""
-    home = BulkClient(client_for(dynamodb_local))
+    home = BulkClient(shared_client(dynamodb_local), shared_client(dynamodb_local))
     store = new_store(replication="eventual", home_region="eu-west-1", region_clients={"eu-west-1": home})
     put(store, completed(clock, expires_s=-1))
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from boto3.dynamodb.types import Binary
-from botocore.exceptions import ClientError
+from faults import SERVICE_ERRORS
 from stores import ODD_NAMES, by_id, large_results
 
+from idempotency import make_idempotent
 from persistence.dynamodb import DynamoDBPersistenceLayer
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from stores import Made
     from verbs import Verbs
 
+    from persistence.datarecord import DataRecord
+
 KEY = "orders.handler#1"
 
-TABLES = by_id("dynamodb", "dynamodb-odd-names", "moto")
+TABLES = by_id("dynamodb", "dynamodb-lean", "dynamodb-odd-names", "moto")
 on_every_table = pytest.mark.parametrize("made", TABLES, indirect=True)
 
 DEFAULT_NAMES = {
@@ -31,6 +34,7 @@ DEFAULT_NAMES = {
 }  # fmt: skip
 NAMES = {
     "dynamodb": DEFAULT_NAMES,
+    "dynamodb-lean": DEFAULT_NAMES,
     "dynamodb-odd-names": set(ODD_NAMES.values()) - {ODD_NAMES["result_not_kept_attr"], ODD_NAMES["region_attr"]},
     "moto": DEFAULT_NAMES,
 }
@@ -38,16 +42,16 @@ NAMES = {
 
 def raw_items(made: Made) -> list[dict[str, Any]]:
     """The table's items, as the service has them."""
-    items: list[dict[str, Any]] = made.store.client.scan(TableName=made.store.table_name, ConsistentRead=True)["Items"]
+    items: list[dict[str, Any]] = made.client.scan(TableName=made.store.table_name, ConsistentRead=True)["Items"]
     return items
 
 
 def add_attribute(made: Made, name: str, value: dict[str, Any]) -> None:
     """What an operator, or a newer version of this library, might add to the only item."""
     (item,) = raw_items(made)
-    described = made.store.client.describe_table(TableName=made.store.table_name)
+    described = made.client.describe_table(TableName=made.store.table_name)
     key_names = [key["AttributeName"] for key in described["Table"]["KeySchema"]]
-    made.store.client.update_item(
+    made.client.update_item(
         TableName=made.store.table_name,
         Key={name: item[name] for name in key_names},
         UpdateExpression="SET #name = :value",
@@ -213,7 +217,7 @@ def test_the_services_error_is_named_and_chained(verbs: Verbs, made: Made, verb:
         getattr(verbs, verb)(arguments[verb])
 
     cause = failure.value.__cause__
-    assert isinstance(cause, ClientError)
+    assert isinstance(cause, SERVICE_ERRORS)
     assert cause.response["Error"]["Code"] == "ResourceNotFoundException"
     assert str(failure.value) == f"{message} - ({cause})"
 
@@ -249,7 +253,7 @@ def test_a_fraction_of_a_second_in_another_writers_expiry_is_read(verbs: Verbs, 
 
 @pytest.mark.parametrize("made", by_id("dynamodb-odd-names"), indirect=True)
 def test_stores_of_different_static_partitions_share_a_table(verbs: Verbs, made: Made) -> None:
-    table, client = made.store.table_name, made.store.client
+    table, client = made.store.table_name, made.client
     other = DynamoDBPersistenceLayer(table, boto3_client=client, static_pk_value="idempotency#refunds", **ODD_NAMES)
     other.clock_ms = made.store.clock_ms
     verbs.claim(verbs.offer(KEY, "a"))
@@ -257,3 +261,29 @@ def test_stores_of_different_static_partitions_share_a_table(verbs: Verbs, made:
     other.claim(verbs.offer(KEY, "b"))
 
     assert {item[ODD_NAMES["owner_token_attr"]]["S"] for item in raw_items(made)} == {"a", "b"}
+
+
+class Watching(DynamoDBPersistenceLayer):
+    """A user's own layer around the hook of a claim, as it may have been written for Powertools."""
+
+    told: list[str]
+
+    def _put_record(self, data_record: DataRecord) -> DataRecord:
+        try:
+            granted = super()._put_record(data_record=data_record)
+        except IdempotencyItemAlreadyExistsError as refused:
+            holder = refused.old_data_record
+            self.told.append(f"refused by {holder.stored_status if holder else 'nobody'}")
+            raise
+        self.told.append("granted")
+        return granted
+
+
+@pytest.mark.parametrize("made", by_id("dynamodb", "dynamodb-lean"), indirect=True)
+def test_a_subclasses_hook_of_a_claim_is_called_and_sees_the_refusals_error(made: Made) -> None:
+    store = Watching(made.store.table_name, boto3_client=made.store.client)
+    store.told = []
+    pay = make_idempotent(lambda event: {"paid": event}, persistence_store=store)
+
+    assert [pay(7), pay(7)] == [{"paid": 7}] * 2
+    assert store.told == ["granted", "refused by COMPLETED"]

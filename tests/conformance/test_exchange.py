@@ -1,6 +1,7 @@
 """Records that this library and Powertools for Python 3.37 write on one table serve both, in both directions.
 
-Each story has a *writer*, which is first at the key, and a *reader*; either library plays either part.
+Each story has a *writer*, which is first at the key, and a *reader*; either library plays either part.  On one of the layouts,
+this library speaks through its lean client.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from doubles import LambdaContext, Shelf, incompressible
-from engines.tables import create_table, shared_client
+from engines.tables import create_table, shared_client, shared_lean_client
 from powertools_side import Effects, Killed, Library, ours_on, powertools_on, set_powertools_clock
 from stores import Made, large_results
 from verbs import Verbs
@@ -56,8 +57,9 @@ def table(request: pytest.FixtureRequest, dynamodb_local: str, clock: FakeClock,
     layout = LAYOUTS[request.param]
     set_powertools_clock(monkeypatch, clock)
     client = shared_client(dynamodb_local)
+    own_client = shared_lean_client(dynamodb_local) if request.param == "composite" else client
     name = create_table(client, key_attr="id", sort_key_attr=layout.get("sort_key_attr"))
-    return Table(client, name, powertools_on(name, client, **layout), ours_on(name, client, clock, **layout))
+    return Table(client, name, powertools_on(name, client, **layout), ours_on(name, own_client, clock, **layout))
 
 
 @pytest.fixture(params=["powertools-then-ours", "ours-then-powertools"])

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 RACERS = 16
 ROUNDS = 4
 #: Where it is decided who wins; under other names, behind TLS and for moto, which serves one after another, it is decided alike.
-JUDGES = by_id("memory", "dynamodb", "valkey", "valkey-cluster", "redis")
-ENDURANCE = {"memory": 100, "dynamodb": 10}
+JUDGES = by_id("memory", "dynamodb", "dynamodb-lean", "valkey", "valkey-cluster", "redis")
+ENDURANCE = {"memory": 100, "dynamodb": 5, "dynamodb-lean": 10}
 
 on_every_judge = pytest.mark.parametrize("made", JUDGES, indirect=True)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from engines.tables import create_table
-from stores import dynamodb, dynamodb_odd_names, memory
+from stores import dynamodb, dynamodb_lean, dynamodb_odd_names, memory
 from verbs import AwaitedVerbs, Verbs, at_once
 
 from persistence.exceptions import (
@@ -38,7 +38,7 @@ class Committer:
     def __init__(self, made: Made, clock: FakeClock, verbs: type[Verbs]) -> None:
         self.made, self.store = made, made.store
         self.verbs = verbs(made.store, clock)
-        self.client: Any = made.store.client  # type: ignore[attr-defined]
+        self.client = made.client
         self.table = create_table(self.client)
         self.key = f"orders.handler#{next(_numbers)}"
 
@@ -75,7 +75,7 @@ class Committer:
         return fenced.value
 
 
-@pytest.fixture(params=[dynamodb, dynamodb_odd_names], ids=["plain", "odd-names"])
+@pytest.fixture(params=[dynamodb, dynamodb_lean, dynamodb_odd_names], ids=["plain", "lean", "odd-names"])
 def made(request: pytest.FixtureRequest, clock: FakeClock, dynamodb_local: str) -> Made:
     made: Made = request.param(clock, dynamodb_local)
     return made

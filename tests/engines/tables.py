@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.config import Config
 
+from persistence._sigv4 import Credentials
+from persistence.lean import LeanClient
+
 if TYPE_CHECKING:
     from boto3.session import Session
 
@@ -30,6 +33,24 @@ def shared_client(endpoint: str, region: str | None = None) -> Any:
     return client_for(endpoint, Config(region_name=region) if region else None)
 
 
+def lean_client_for(endpoint: str, region: str | None = None, *, read_timeout: float = 60) -> LeanClient:
+    """A lean client of its own for the caller, who closes it.  As patient as boto3's, which a busy machine may ask for."""
+    keys = _session().get_credentials().get_frozen_credentials()  # each access key has a database of its own
+    return LeanClient(
+        region or _session().region_name,
+        endpoint_url=endpoint,
+        connect_timeout=60,
+        read_timeout=read_timeout,
+        credentials=lambda: Credentials(*keys[:3]),
+    )
+
+
+@cache
+def shared_lean_client(endpoint: str, region: str | None = None) -> LeanClient:
+    """As `lean_client_for`, one for all callers.  Nobody may change or close it."""
+    return lean_client_for(endpoint, region)
+
+
 def create_table(client: Any, name: str | None = None, *, key_attr: str = "id", sort_key_attr: str | None = None) -> str:
     """Create an on-demand table with string keys, and return its name, which is new unless *name* is given."""
     name = name or f"table-{os.getpid()}-{next(_numbers)}"
@@ -43,9 +64,13 @@ def create_table(client: Any, name: str | None = None, *, key_attr: str = "id", 
     return name
 
 
-@cache
 def _session() -> Session:
-    """One for all: it caches the service description, which takes longer to read than a client to make."""
+    """One for all in one environment: it caches the service description, which takes longer to read than a client to make."""
+    return _session_with(os.environ.get("AWS_ACCESS_KEY_ID"))
+
+
+@cache
+def _session_with(_access_key: str | None) -> Session:
     from boto3.session import Session
 
     return Session()

@@ -6,21 +6,31 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
-from faults import ASYNC, SYNC, Bench, FaultyClient, Form
-from stores import dynamodb
+from faults import ASYNC, SYNC, Bench, FaultyClient, Form, speak_as
+from stores import CLIENTS, dynamodb
 
 from idempotency.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from doubles import FakeClock
 
 
+@pytest.fixture(params=CLIENTS)
+def client_kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Which client the store has, and whose errors the faults speak in."""
+    speak_as(request.param)
+    yield request.param
+    speak_as("boto3")
+
+
 @pytest.fixture
-def bench(dynamodb_local: str, clock: FakeClock) -> Bench:
-    made = dynamodb(clock, dynamodb_local)
+def bench(dynamodb_local: str, clock: FakeClock, client_kind: str) -> Bench:
+    made = dynamodb(clock, dynamodb_local, client_kind)
     client = FaultyClient(made.store.client)
     made.store.client = client
-    return Bench(made.store, client, clock, made.peek)
+    return Bench(made.store, client, clock, made.peek, made.client)
 
 
 @pytest.fixture(params=[SYNC, ASYNC], ids=str)
@@ -34,7 +44,7 @@ def heart(monkeypatch: pytest.MonkeyPatch) -> Heartbeat:
     """The heartbeat of every call here: `beat()` renews what is due, and no thread does it unasked."""
     still = Heartbeat()
     still._thread = Thread()  # never started
-    monkeypatch.setattr("idempotency.drivers.heartbeat", still)
+    monkeypatch.setattr("idempotency.heartbeat.heartbeat", still)
     return still
 
 

@@ -6,6 +6,7 @@ More of them: `pytest tests/fault/test_chaos.py --chaos-attempts=10000 --chaos-s
 from __future__ import annotations
 
 from functools import partial
+from itertools import cycle
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from fault.proxy import SLOW, FaultProxy
 from stores import dynamodb
 
 from idempotency import DynamoDBPersistenceLayer
+from persistence.lean import LeanClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,16 +51,29 @@ def hiding_client(table: str, session: boto3.Session) -> Any:
     return SimpleNamespace(**{name: getattr(client, name) for name in methods})
 
 
-CLIENTS = {"the library's client": library_client, "the user's client": users_client, "a hiding client": hiding_client}
+def lean_client(_table: str, _session: boto3.Session) -> Any:
+    """As the library makes it, but for the same."""
+    return LeanClient(read_timeout=0.25)
+
+
+#: In this order they take their turns, from seed to seed.
+CLIENTS = {
+    "the lean client": lean_client,
+    "the library's client": library_client,
+    "the user's client": users_client,
+    "a hiding client": hiding_client,
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"seed", "new_client"} <= set(metafunc.fixturenames):
         first, attempts = metafunc.config.getoption("chaos_seed"), metafunc.config.getoption("chaos_attempts")
-        rounds = -(-attempts // (ROUND * len(CLIENTS)))
-        cases = [(first + number, client) for number in range(rounds) for client in CLIENTS.values()]
+        rounds = range(first, first + -(-attempts // ROUND))
+        cases = list(zip(rounds, cycle(CLIENTS.items()), strict=False))
         metafunc.parametrize(
-            ("seed", "new_client"), cases, ids=[f"{first + number}-{name}" for number in range(rounds) for name in CLIENTS]
+            ("seed", "new_client"),
+            [(seed, client) for seed, (_, client) in cases],
+            ids=[f"{seed}-{name}" for seed, (name, _) in cases],
         )
 
 
@@ -100,10 +115,14 @@ def play(dynamodb_local: str, proxy: FaultProxy, session: boto3.Session, heart: 
 
 
 @pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("own_client", [library_client, lean_client])
 def test_the_checker_finds_a_broken_store(
-    pytestconfig: pytest.Config, play: Callable[..., Chaos], kind: type[DynamoDBPersistenceLayer]
+    pytestconfig: pytest.Config,
+    play: Callable[..., Chaos],
+    own_client: Callable[..., Any],
+    kind: type[DynamoDBPersistenceLayer],
 ) -> None:
-    assert play(library_client, kind, pytestconfig.getoption("chaos_seed"), FEW).violations
+    assert play(own_client, kind, pytestconfig.getoption("chaos_seed"), FEW).violations
 
 
 def test_in_chaos_no_caller_is_deceived_no_effect_duplicated_and_no_key_stuck(

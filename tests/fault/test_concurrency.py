@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from doubles import LambdaContext
-from faults import KEY, ORDER, Bench, key_of, keyed
-from stores import Made, memory
+from faults import KEY, ORDER, key_of, keyed
+from stores import Made, by_id
 
 from idempotency import IdempotencyAlreadyInProgressError, current_attempt, idempotent, idempotent_function, make_idempotent
 
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 CALLS = 100
 
 
-@pytest.fixture(params=["memory", pytest.param("dynamodb", marks=pytest.mark.dynamodb_local)])
+@pytest.fixture(params=by_id("memory", "dynamodb", "dynamodb-lean"))
 def place(request: pytest.FixtureRequest, clock: FakeClock) -> Made:
-    if request.param == "memory":
-        return memory(clock, "")
-    bench: Bench = request.getfixturevalue("bench")
-    return Made(bench.store, bench.peek)
+    factory, endpoint_fixture = request.param
+    made: Made = factory(clock, request.getfixturevalue(endpoint_fixture) if endpoint_fixture else "")
+    return made
 
 
 def test_a_hundred_async_calls_of_distinct_keys_are_all_at_work_at_once(place: Made) -> None:

@@ -15,7 +15,7 @@ from doubles import FakeClock
 from fault import worker as worker_module
 from fault.worker import LEASE_SECONDS, STEPS, worker
 from faults import KEY, ORDER, SYNC, Suspended, keyed, raise_suspended
-from stores import Made, dynamodb
+from stores import CLIENTS, Made, dynamodb
 
 from idempotency import IdempotencyAlreadyInProgressError
 
@@ -63,23 +63,23 @@ class Scene:
 
     @property
     def effects(self) -> list[dict[str, Any]]:
-        items = self.place.store.client.scan(TableName=self.place.store.table_name, ConsistentRead=True)["Items"]
+        items = self.place.client.scan(TableName=self.place.store.table_name, ConsistentRead=True)["Items"]
         return [item for item in items if item["id"]["S"].startswith("effect ")]
 
 
-@pytest.fixture(scope="module")
-def killed(dynamodb_local: str) -> dict[str, Scene]:
+@pytest.fixture(scope="module", params=CLIENTS)
+def killed(request: pytest.FixtureRequest, dynamodb_local: str) -> dict[str, Scene]:
     """By step: what a worker left that was killed there.  All of them die at the same time, to save some."""
     scenes = {}
     for step in STEPS:
         clock = FakeClock()
-        place = dynamodb(clock, dynamodb_local)
+        place = dynamodb(clock, dynamodb_local, request.param)
         if "takeover" in step:
             leave_an_orphan(place, clock)
         scenes[step] = Scene(place, clock())
     tables = {step: (scene.place.store.table_name, scene.killed_ms) for step, scene in scenes.items()}
     path = [path for path in sys.path if path]
-    program = [sys.executable, "-P", "-c", _PROGRAM, *path, "--", dynamodb_local, json.dumps(tables)]
+    program = [sys.executable, "-P", "-c", _PROGRAM, *path, "--", dynamodb_local, request.param, json.dumps(tables)]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=50)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == dict.fromkeys(STEPS, signal.SIGKILL), done.stderr

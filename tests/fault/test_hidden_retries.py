@@ -1,4 +1,4 @@
-"""Answers lost on the wire, under real clients: those that the library makes, and a user's own with the SDK's hidden retries."""
+"""Answers lost on the wire, under real clients: both that the library makes, and a user's own with the SDK's hidden retries."""
 
 from __future__ import annotations
 
@@ -46,19 +46,21 @@ def impatient_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
 
 
-@pytest.fixture(params=["the library's", "the user's"])
+@pytest.fixture(params=["the library's", "the user's", "lean"])
 def store(
     request: pytest.FixtureRequest, proxy: FaultProxy, clock: FakeClock, dynamodb_local: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[DynamoDBPersistenceLayer, Peek]]:
     """A store whose client speaks through the proxy, and a look at its table past the proxy."""
     made = dynamodb(clock, dynamodb_local)
     table: str = made.store.table_name
-    quick = Config(read_timeout=0.25)
     monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", proxy.url)
-    if request.param == "the user's":
-        store = DynamoDBPersistenceLayer(table, boto3_client=session().client("dynamodb", config=quick))
+    monkeypatch.setattr("persistence.dynamodb.READ_TIMEOUT", 0.25)
+    if request.param == "lean":
+        store = DynamoDBPersistenceLayer(table, client="lean")
+    elif request.param == "the user's":
+        store = DynamoDBPersistenceLayer(table, boto3_client=session().client("dynamodb", config=Config(read_timeout=0.25)))
     else:
-        store = DynamoDBPersistenceLayer(table, boto3_session=session(), boto_config=quick)
+        store = DynamoDBPersistenceLayer(table, boto3_session=session())
     store.clock_ms, store.sleep_ms = clock, clock.sleep_ms
     yield store, made.peek
     store.client.close()
@@ -164,12 +166,12 @@ def test_a_cut_read_is_not_taken_for_a_missing_record(
 
 
 def test_the_proxy_itself_changes_nothing(
-    proxy: FaultProxy, clock: FakeClock, dynamodb_local: str, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, clock: FakeClock, dynamodb_local: str, client_kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under a store that nobody gave a client, a session or a configuration."""
     made = dynamodb(clock, dynamodb_local)
     monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", proxy.url)
-    store = DynamoDBPersistenceLayer(made.store.table_name)
+    store = DynamoDBPersistenceLayer(made.store.table_name, client=client_kind)
     store.clock_ms = clock
 
     assert Form(is_async=False).handler(lambda _event: "paid", store)(ORDER, LambdaContext(clock=clock)) == "paid"

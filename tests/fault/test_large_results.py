@@ -264,7 +264,7 @@ def test_a_completion_with_a_place_whose_answer_is_lost_is_settled(bench: Bench,
 
 def test_a_claim_that_vanished_is_restored_with_its_place(bench: Bench, form: Form, shelf: Shelf) -> None:
     def vanish() -> Any:
-        bench.client.client.delete_item(TableName=bench.store.table_name, Key={"id": {"S": KEY}})
+        bench.direct.delete_item(TableName=bench.store.table_name, Key={"id": {"S": KEY}})
         return LARGE
 
     runs = Runs(vanish)

@@ -20,6 +20,7 @@ from faults import (
     internal_error,
     keyed,
     lost,
+    no_connection,
     raise_boom,
     raise_suspended,
     read_timeout,
@@ -152,6 +153,26 @@ def test_a_renewal_is_made_again_at_the_next_beat(
     renewals = [request for operation, request in bench.client.requests if operation == "update_item"][:-1]
     ends = [int(request["ExpressionAttributeValues"][":in_progress_expiry"]["N"]) for request in renewals]
     assert ends == [start_ms + 85_000, start_ms + 110_000, start_ms + 135_000]
+
+
+@pytest.mark.parametrize("operation", ["put_item", "update_item"])
+def test_a_request_that_found_no_connection_is_sent_again(bench: Bench, form: Form, operation: str) -> None:
+    pay = Payments(bench, form)
+    bench.client.at(operation, 1, refused(no_connection()))
+
+    assert [pay(), pay()] == ["paid", "paid"]
+    assert pay.runs == 1
+    assert len(bench.clock.slept_ms) == 1
+
+
+def test_a_completion_that_never_found_a_connection_is_not_looked_for(bench: Bench, form: Form) -> None:
+    """Nothing was sent, so nothing can have been stored: no read would tell more."""
+    pay = Payments(bench, form)
+    bench.client.always("update_item", refused(no_connection()))
+    with pytest.raises(IdempotencyPersistenceLayerError, match="update record state to success"):
+        pay()
+
+    assert bench.client.count("get_item") == 0
 
 
 def test_a_claim_with_a_lost_answer_and_then_throttles_is_granted_once(bench: Bench, form: Form) -> None:

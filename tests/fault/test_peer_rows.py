@@ -420,7 +420,7 @@ def test_row_16_the_payload_hash_survives_even_if_the_record_vanishes_meanwhile(
     """Row 16: somebody deletes the record while the function runs; the completion writes all of it again."""
 
     def work(_event: Any) -> str:
-        bench.client.client.delete_item(TableName=bench.store.table_name, Key={"id": {"S": key_of("o-1")}})
+        bench.direct.delete_item(TableName=bench.store.table_name, Key={"id": {"S": key_of("o-1")}})
         return "paid"
 
     pay = form.function(work, bench.store, keyed(payload_validation_jmespath="amount"))

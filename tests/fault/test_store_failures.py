@@ -298,7 +298,7 @@ def wrong_type_in_the_key(bench: Bench, form: Form, _heart: Heartbeat) -> None:
 
 def stored_by_another_program(bench: Bench, form: Form, _heart: Heartbeat) -> None:
     item = {"id": {"S": KEY}, "status": {"S": "UNKNOWN"}, "data": {"S": SECRET}, "expiration": {"N": str(bench.clock())}}
-    bench.client.client.put_item(TableName=bench.store.table_name, Item=item)
+    bench.direct.put_item(TableName=bench.store.table_name, Item=item)
     call(bench, form)
 
 

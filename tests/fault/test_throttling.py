@@ -1,6 +1,7 @@
 """A throttled table: what the error says, what observers are told, and how a server's wish for a pause is obeyed.
 
-The answers are written as the service writes them and read by botocore, because its parser and its model are part of the story.
+The answers are written as the service writes them, and read by botocore and by the lean client, because their parsers are part of
+the story.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.awsrequest import AWSResponse
 from doubles import LambdaContext
-from engines.tables import client_for
+from engines.tables import client_for, lean_client_for
 from fault.proxy import FaultProxy, Harm
 from faults import KEY, ORDER, Form, Suspended, keyed, raise_boom, raise_suspended
 from stores import dynamodb, dynamodb_composite
 
 from idempotency import DynamoDBPersistenceLayer, IdempotencyPersistenceLayerError
 from idempotency.events import Claimed, Completed, LeaseLost, Released, Replayed, TakenOver, Throttled, Waited
+from persistence._lean_transport import Answer
+from persistence.lean import LeanClient
 from persistence.threaded import ThreadedPersistenceLayer
 
 if TYPE_CHECKING:
@@ -49,7 +52,7 @@ class Body:
 
 
 class Throttler:
-    """Stands between botocore and the wire, and answers some requests itself.
+    """Stands between a client and the wire, and answers some requests itself.
 
     Attributes:
         code: The error's name.
@@ -64,15 +67,34 @@ class Throttler:
         self.spelling = "ThrottlingReasons"
         self.wish: str | None = None
         self._left: dict[str, float] = {}
-        client.meta.events.register("before-send.dynamodb", self._answer)
+        if isinstance(client, LeanClient):
+            self._pool, client._pool = client._pool, self
+        else:
+            client.meta.events.register("before-send.dynamodb", self._answer)
 
     def throttle(self, operation: str, times: float = float("inf")) -> None:
         """Answer so many requests of the operation."""
         self._left[operation] = times
 
+    def exchange(self, head: bytes, body: bytes) -> Answer:
+        """In place of the lean client's connections."""
+        operation = head.decode().partition("X-Amz-Target: DynamoDB_20120810.")[2].partition("\r\n")[0]
+        told = self._told(operation)
+        if told is None:
+            return self._pool.exchange(head, body)
+        headers, content = told
+        return Answer(400, {name.lower(): value for name, value in headers.items()}, content)
+
+    def close(self) -> None:
+        self._pool.close()
+
     def _answer(self, request: Any, **_: Any) -> AWSResponse | None:
         target = request.headers["X-Amz-Target"]
-        operation = (target if isinstance(target, str) else target.decode()).partition(".")[2]
+        told = self._told((target if isinstance(target, str) else target.decode()).partition(".")[2])
+        return None if told is None else AWSResponse(request.url, 400, told[0], Body(told[1]))
+
+    def _told(self, operation: str) -> tuple[dict[str, str], bytes] | None:
+        """The headers and the body of an answer; None if the request goes its way."""
         if not self._left.get(operation):
             return None
         self._left[operation] -= 1
@@ -82,15 +104,16 @@ class Throttler:
         headers = {"content-type": "application/x-amz-json-1.0"}
         if self.wish is not None:
             headers["X-Amz-Retry-After"] = self.wish
-        return AWSResponse(request.url, 400, headers, Body(json.dumps(body).encode()))
+        return headers, json.dumps(body).encode()
 
 
 class Bench:
     """A store whose requests are throttled, and what its callers and observers hear."""
 
-    def __init__(self, made: Made, clock: FakeClock) -> None:
+    def __init__(self, made: Made, clock: FakeClock, client_kind: str) -> None:
         assert isinstance(made.store, DynamoDBPersistenceLayer)
-        made.store.client = client_for(made.store.client.meta.endpoint_url)  # one of its own, to be throttled
+        new_client = lean_client_for if client_kind == "lean" else client_for
+        made.store.client = new_client(made.client.meta.endpoint_url)  # one of its own, to be throttled
         self.store, self.peek, self.clock = made.store, made.peek, clock
         self.service = Throttler(made.store.client)
         self.events: list[Any] = []
@@ -114,13 +137,17 @@ class Bench:
 
 
 @pytest.fixture
-def bench(dynamodb_local: str, clock: FakeClock) -> Bench:
-    return Bench(dynamodb(clock, dynamodb_local), clock)
+def bench(dynamodb_local: str, clock: FakeClock, client_kind: str) -> Iterator[Bench]:
+    made_bench = Bench(dynamodb(clock, dynamodb_local), clock, client_kind)
+    yield made_bench
+    made_bench.store.client.close()
 
 
 @pytest.fixture
-def composite(dynamodb_local: str, clock: FakeClock) -> Bench:
-    return Bench(dynamodb_composite(clock, dynamodb_local), clock)
+def composite(dynamodb_local: str, clock: FakeClock, client_kind: str) -> Iterator[Bench]:
+    made_bench = Bench(dynamodb_composite(clock, dynamodb_local), clock, client_kind)
+    yield made_bench
+    made_bench.store.client.close()
 
 
 def failure(bench: Bench, form: Form, remaining_ms: int = 1_000, **more: Any) -> IdempotencyPersistenceLayerError:
@@ -383,12 +410,12 @@ def proxy(dynamodb_local: str) -> Iterator[FaultProxy]:
 
 
 def test_a_client_that_the_library_makes_reads_reasons_and_wish_off_the_wire(
-    proxy: FaultProxy, clock: FakeClock, dynamodb_local: str, form: Form, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, clock: FakeClock, dynamodb_local: str, form: Form, client_kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = dynamodb(clock, dynamodb_local)
     assert isinstance(made.store, DynamoDBPersistenceLayer)
     monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", proxy.url)
-    store = DynamoDBPersistenceLayer(made.store.table_name)
+    store = DynamoDBPersistenceLayer(made.store.table_name, client=client_kind)
     store.clock_ms, store.sleep_ms = clock, clock.sleep_ms
     proxy.harm("PutItem", 1, Harm.THROTTLE, retry_after_ms=800)
     events: list[Any] = []

@@ -42,7 +42,7 @@ from fault.transfers import (
 from fault.worker import AT_RANDOM, LEASE_SECONDS, PAY_STEPS, PAYMENT, PER_PAYMENT, payer, store_at
 from faults import PREFIX, Suspended, key_of, keyed
 from powertools_side import powertools_on, set_powertools_clock
-from stores import dynamodb
+from stores import CLIENTS, dynamodb
 
 from idempotency import (
     DynamoDBPersistenceLayer,
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 
     from idempotency.heartbeat import Heartbeat
 
-#: Of how many deliveries at most workers are killed, whatever --chaos-attempts says: each costs a process.
-MOST_KILLS = 1000
+#: Of how many deliveries at most workers are killed, with each client, whatever --chaos-attempts says: each costs a process.
+MOST_KILLS = 500
 #: What it means that the first assertion of a test fails.
 REPAIRED = "Powertools no longer does this: update docs/faults.md"
 #: Harms that may be missing in one round.
@@ -80,7 +80,7 @@ PEERS = 300
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
         first, attempts = metafunc.config.getoption("chaos_seed"), metafunc.config.getoption("chaos_attempts")
-        rounds = range(-(-attempts // ROUND))
+        rounds = range(-(-attempts // (ROUND * len(CLIENTS))))
         cases = [(first + number, HARSH if number % 2 else None) for number in rounds]
         ids = [f"{seed}{'' if weights is None else '-harsh'}" for seed, weights in cases]
         metafunc.parametrize(("seed", "weights"), cases, ids=ids)
@@ -115,10 +115,20 @@ def proxy(dynamodb_local: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faul
 
 
 @pytest.fixture
-def client(proxy: FaultProxy, session: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """As the library makes it, but for the read timeout: a hung answer costs a quarter of a second here."""
+def read_timeout() -> float:
+    """Seconds.  A hung answer costs as much."""
+    return 0.25
+
+
+@pytest.fixture
+def client(
+    proxy: FaultProxy, session: boto3.Session, client_kind: Any, read_timeout: float, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """As the library makes it, but for the read timeout."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", proxy.url)
-    client = DynamoDBPersistenceLayer("any", boto3_session=session, boto_config=Config(read_timeout=0.25)).client
+    monkeypatch.setattr("persistence.dynamodb.READ_TIMEOUT", read_timeout)
+    own_session = session if client_kind == "boto3" else None
+    client = DynamoDBPersistenceLayer("any", boto3_session=own_session, client=client_kind).client
     prepare(client)  # a store does not see through `Mortal`
     yield client
     client.close()
@@ -165,6 +175,7 @@ def test_the_checker_finds_a_broken_store(
     assert story.violations
 
 
+@pytest.mark.parametrize("client_kind", ["boto3"], indirect=True)
 @pytest.mark.parametrize("is_atomic", [False, True], ids=["plain writes", "a transaction of its own"])
 def test_powertools_makes_some_payments_twice(
     pytestconfig: pytest.Config,
@@ -243,7 +254,7 @@ class Scene:
         return payer(client, store_at(client, self.place.store.table_name, now_ms), self.bank.table, payment)
 
 
-def run_workers(endpoint: str, scenes: dict[str, list[Any]]) -> Any:
+def run_workers(endpoint: str, kind: str, scenes: dict[str, list[Any]]) -> Any:
     """Start `worker.py` with this process's import path: the packages under test may be installed, or not."""
     program = f"""
 import runpy, sys
@@ -253,26 +264,26 @@ sys.argv[1:] = sys.argv[end + 1:]
 runpy.run_path({str(Path(worker.__file__))!r}, run_name="__main__")
 """
     path = [path for path in sys.path if path]
-    command = [sys.executable, "-P", "-c", program, *path, "--", endpoint, json.dumps(scenes)]
+    command = [sys.executable, "-P", "-c", program, *path, "--", endpoint, kind, json.dumps(scenes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def killed(dynamodb_local: str) -> dict[str, Scene]:
+@pytest.fixture(scope="module", params=CLIENTS)
+def killed(request: pytest.FixtureRequest, dynamodb_local: str) -> dict[str, Scene]:
     """By step: what a worker left that was killed there.  All of them die at the same time, to save some."""
     scenes = {}
     for step in PAY_STEPS:
         clock = FakeClock()
         place = dynamodb(clock, dynamodb_local)
-        scenes[step] = Scene(place, Bank(place.store.client), clock())
+        scenes[step] = Scene(place, Bank(place.client), clock())
         if "takeover" in step:
             with pytest.raises(Suspended):
-                payer(Mortal(place.store.client, (1, False)), place.store, scenes[step].bank.table)()
+                payer(Mortal(place.client, (1, False)), place.store, scenes[step].bank.table)()
             scenes[step].killed_ms += 1000 * LEASE_SECONDS + 1
     tables = {step: [scene.place.store.table_name, scene.killed_ms, scene.bank.table] for step, scene in scenes.items()}
-    assert run_workers(dynamodb_local, tables) == dict.fromkeys(PAY_STEPS, signal.SIGKILL)
+    assert run_workers(dynamodb_local, request.param, tables) == dict.fromkeys(PAY_STEPS, signal.SIGKILL)
     return scenes
 
 
@@ -306,12 +317,15 @@ def test_after_a_kill_the_payment_is_made_once_and_every_caller_gets_the_result_
     assert list(errors_in_the_tallies(items, [PAYMENT])) == []
 
 
-def test_workers_that_are_killed_at_any_moment_make_every_payment_once(dynamodb_local: str, pytestconfig: pytest.Config) -> None:
+def test_workers_that_are_killed_at_any_moment_make_every_payment_once(
+    dynamodb_local: str, client_kind: str, pytestconfig: pytest.Config
+) -> None:
     clock = FakeClock()
     place = dynamodb(clock, dynamodb_local)
-    scene = Scene(place, Bank(place.store.client), clock())
-    seed, deliveries = pytestconfig.getoption("chaos_seed"), min(pytestconfig.getoption("chaos_attempts") // 10, MOST_KILLS)
-    told = run_workers(dynamodb_local, {AT_RANDOM: [place.store.table_name, scene.killed_ms, scene.bank.table, seed, deliveries]})
+    scene = Scene(place, Bank(place.client), clock())
+    seed, deliveries = pytestconfig.getoption("chaos_seed"), min(pytestconfig.getoption("chaos_attempts") // 20, MOST_KILLS)
+    work = [place.store.table_name, scene.killed_ms, scene.bank.table, seed, deliveries]
+    told = run_workers(dynamodb_local, client_kind, {AT_RANDOM: work})
     todo = payments(seed, -(-deliveries // PER_PAYMENT), {"transfer": 1, "order": 1})
     before = scene.bank.items()
     unmade = [payment for payment in todo if payment.id not in before]
@@ -332,6 +346,7 @@ def test_workers_that_are_killed_at_any_moment_make_every_payment_once(dynamodb_
 # One hot item
 
 
+@pytest.mark.parametrize("read_timeout", [60])  # nothing hangs here, and a busy machine may be slow
 @pytest.mark.parametrize(("rate", "is_hopeless"), [(0.5, False), (0.97, True)], ids=["often", "almost always"])
 def test_ten_workers_on_one_hot_item_get_through_or_fail_clearly_before_their_deadlines(
     dynamodb_local: str, pytestconfig: pytest.Config, proxy: FaultProxy, client: Any, rate: float, *, is_hopeless: bool

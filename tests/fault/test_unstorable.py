@@ -90,10 +90,10 @@ def test_a_serializer_that_raises_is_no_second_run(bench: Bench) -> None:
     assert len(runs) == 1
 
 
-@pytest.mark.parametrize("trouble", [lost(read_timeout()), refused(throttle())], ids=["answer lost", "throttled"])
+@pytest.mark.parametrize("trouble", [lambda: lost(read_timeout()), lambda: refused(throttle())], ids=["answer lost", "throttled"])
 def test_the_mark_is_written_as_stubbornly_as_a_result(bench: Bench, form: Form, trouble: Any) -> None:
     for call in (1, 2, 3):
-        bench.client.at("update_item", call, trouble)
+        bench.client.at("update_item", call, trouble())
     with pytest.raises(IdempotencyResultNotKeptError):
         form.handler(lambda _event: object(), bench.store)(ORDER, LambdaContext(clock=bench.clock))
 

@@ -61,7 +61,7 @@ def test_a_late_copy_of_its_own_claim_is_completed_after_all(bench: Bench, error
 
     def arrive() -> None:
         [(_, claim), *_] = bench.client.requests
-        bench.client.client.put_item(**claim)
+        bench.direct.put_item(**claim)
 
     def meanwhile() -> None:
         vanish(bench)

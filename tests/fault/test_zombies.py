@@ -19,7 +19,7 @@ from faults import (
     raise_boom,
     raise_suspended,
 )
-from stores import Made, memory
+from stores import Made, by_id
 
 from idempotency import IdempotencyAlreadyInProgressError, IdempotencyLeaseLostError, IdempotencyResultNotKeptError
 from idempotency.events import LeaseLost
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
     from doubles import FakeClock
 
 
-@pytest.fixture(params=["memory", pytest.param("dynamodb", marks=pytest.mark.dynamodb_local)])
+@pytest.fixture(params=by_id("memory", "dynamodb", "dynamodb-lean"))
 def place(request: pytest.FixtureRequest, clock: FakeClock) -> Made:
-    if request.param == "memory":
-        return memory(clock, "")
-    bench: Bench = request.getfixturevalue("bench")
-    return Made(bench.store, bench.peek)
+    factory, endpoint_fixture = request.param
+    made: Made = factory(clock, request.getfixturevalue(endpoint_fixture) if endpoint_fixture else "")
+    return made
 
 
 class Story:

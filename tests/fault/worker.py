@@ -1,4 +1,4 @@
-"""Worker processes, each killed at one step of a call: `python worker.py ENDPOINT '{STEP: [TABLE, NOW_MS], ...}'`.
+"""Worker processes, each killed at one step of a call: `python worker.py ENDPOINT CLIENT '{STEP: [TABLE, NOW_MS], ...}'`.
 
 A worker's effect is an item, named by the attempt's downstream key, as a service with idempotency keys of its own would keep it.
 The item also remembers which attempts asked for it.
@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from doubles import FakeClock
-from engines.tables import client_for
+from engines.tables import client_for, lean_client_for
 from fault.transfers import KEPT_SECONDS, Payment, payments
 from faults import ORDER, PREFIX, FaultyClient, after, before, connection_closed, keyed, lost, lost_then, raise_boom
 
@@ -34,6 +34,7 @@ from idempotency import (
     transaction,
 )
 from idempotency.events import Claimed, Completed
+from persistence.lean import LeanClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,8 +170,8 @@ def payer(client: Any, store: DynamoDBPersistenceLayer, bank: str, payment: Paym
     return lambda: pay(event={"id": payment.id})
 
 
-def pay_at(endpoint: str, table: str, step: str, now_ms: int, bank: str) -> None:
-    faulty = FaultyClient(client_for(endpoint))
+def pay_at(client: Any, table: str, step: str, now_ms: int, bank: str) -> None:
+    faulty = FaultyClient(client)
     if "repeated" in step:
         faulty.at("transact_write_items", 1, lost(connection_closed()))
     if "settling" in step:
@@ -224,7 +225,7 @@ class _Worker:
         return os.WIFSIGNALED(status), json.loads(told) if told else None
 
 
-def kill_at_random(endpoint: str, table: str, now_ms: int, bank: str, seed: int, deliveries: int) -> dict[str, Any]:
+def kill_at_random(client: Any, table: str, now_ms: int, bank: str, seed: int, deliveries: int) -> dict[str, Any]:
     """Have payments made by workers that are killed at any moment of a call, or after it.
 
     Each delivery takes over what the one before it has left, and what another is at work on, because it comes after its lease.
@@ -233,10 +234,11 @@ def kill_at_random(endpoint: str, table: str, now_ms: int, bank: str, seed: int,
     Returns:
         How many deliveries were killed, and the results that the others told.
     """
-    chance, client = random.Random(seed), client_for(endpoint)
+    chance = random.Random(seed)
     todo = payments(seed, -(-deliveries // PER_PAYMENT), {"transfer": 1, "order": 1})
     client.get_item(TableName=table, Key={"id": {"S": "none"}})  # or each worker's first request would take much longer
-    client.close()  # its connection, which they must not share
+    if not isinstance(client, LeanClient):
+        client.close()  # its connection, which they must not share: the lean client sees to that itself
     killed, results, within = 0, [], FIRST_WITHIN_SECONDS
     for payment in [payment for payment in todo for _ in range(PER_PAYMENT // WORKERS)]:
         started, workers = perf_counter(), []
@@ -251,8 +253,7 @@ def kill_at_random(endpoint: str, table: str, now_ms: int, bank: str, seed: int,
     return {"killed": killed, "results": results}
 
 
-def work_at(endpoint: str, table: str, step: str, now_ms: int) -> None:
-    client = client_for(endpoint)
+def work_at(client: Any, table: str, step: str, now_ms: int) -> None:
     faulty = FaultyClient(client)
     if step in AT_REQUESTS:
         operation, call, when = AT_REQUESTS[step]
@@ -262,21 +263,25 @@ def work_at(endpoint: str, table: str, step: str, now_ms: int) -> None:
     worker(client, store, step)(event=ORDER)
 
 
-def main(endpoint: str, scenes: dict[str, list[Any]]) -> dict[str, Any]:
-    """Have one process for each step work and die, all at the same time.  Returns their wait statuses."""
-    client_for(endpoint).close()  # reads the service's model, which the processes then share
+def main(endpoint: str, kind: str, scenes: dict[str, list[Any]]) -> dict[str, Any]:
+    """Have one process for each step work and die, all at the same time.  Returns their wait statuses.
+
+    *kind* says which client they have: boto3's or the lean one.
+    """
+    new_client = lean_client_for if kind == "lean" else client_for
+    client = new_client(endpoint)  # boto3's reads the service's model, which the processes then share
     if AT_RANDOM in scenes:
-        return kill_at_random(endpoint, *scenes[AT_RANDOM])
+        return kill_at_random(client, *scenes[AT_RANDOM])
     processes = {}
     for step, (table, now_ms, *bank) in scenes.items():
         processes[step] = os.fork()
         if not processes[step]:
             try:
-                pay_at(endpoint, table, step, now_ms, *bank) if bank else work_at(endpoint, table, step, now_ms)
+                pay_at(client, table, step, now_ms, *bank) if bank else work_at(client, table, step, now_ms)
             finally:
                 os._exit(0)  # it should not have come so far
     return {step: os.waitpid(process, 0)[1] for step, process in processes.items()}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], json.loads(sys.argv[2]))))  # noqa: T201 - what the test reads
+    print(json.dumps(main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))))  # noqa: T201 - what the test reads

@@ -578,11 +578,13 @@ def test_interleaved_attempts_keep_every_promise_in_memory() -> None:
     assert visited.keys() >= PLACES
 
 
-def test_interleaved_attempts_keep_every_promise_on_dynamodb(dynamodb_local: str) -> None:
+@pytest.mark.parametrize(("client_kind", "examples"), [("boto3", 10), ("lean", 20)])
+def test_interleaved_attempts_keep_every_promise_on_dynamodb(dynamodb_local: str, client_kind: str, examples: int) -> None:
     clock = FakeClock()
 
     # Shrinking takes minutes there, and what fails there alone is seldom subtle.
-    visited = play("OnDynamoDB", dynamodb(clock, dynamodb_local), clock, examples=25, steps=30, phases=[Phase.generate])
+    made = dynamodb(clock, dynamodb_local, client_kind)
+    visited = play("OnDynamoDB", made, clock, examples=examples, steps=30, phases=[Phase.generate])
 
     assert visited["Executed"] + visited["Replayed"] > 0
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from fault.conftest import environment, form, heart
+from fault.conftest import client_kind, environment, form, heart
 from replication.replicas import GlobalTable
 
 if TYPE_CHECKING:
     from doubles import FakeClock
 
-__all__ = ["environment", "form", "heart", "table"]
+__all__ = ["client_kind", "environment", "form", "heart", "table"]
 
 
 @pytest.fixture
-def table(dynamodb_local: str, clock: FakeClock) -> GlobalTable:
-    return GlobalTable(dynamodb_local, clock)
+def table(dynamodb_local: str, clock: FakeClock, client_kind: str) -> GlobalTable:
+    return GlobalTable(dynamodb_local, clock, client_kind)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from boto3.dynamodb.types import TypeDeserializer
 from engines.tables import create_table, shared_client
+from stores import CLIENTS
 
 from idempotency import DynamoDBPersistenceLayer
 
@@ -42,14 +43,16 @@ class Replica:
     """The client of one Region's replica, whose writes the global table remembers.
 
     Attributes:
-        meta, exceptions: The real client's; by its `meta` a store knows the Region.
+        meta: The real client's; by it a store knows the Region.
+        direct: boto3's client for the replica, whatever this one is.
         requests: (operation, request) of each call.
         before: What happens once, just before the next call of an operation.
     """
 
-    def __init__(self, table: GlobalTable, client: Any) -> None:
+    def __init__(self, table: GlobalTable, client: Any, direct: Any) -> None:
         self.client = client
-        self.meta, self.exceptions = client.meta, client.exceptions
+        self.direct = direct
+        self.meta = client.meta
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.before: dict[str, Callable[[], object]] = {}
         self._table = table
@@ -86,13 +89,15 @@ class Replica:
 class GlobalTable:
     """Two replicas of one table, simple key `id`, and what has not been replicated yet."""
 
-    def __init__(self, endpoint: str, clock: FakeClock) -> None:
+    def __init__(self, endpoint: str, clock: FakeClock, client_kind: str = "boto3") -> None:
         self.clock = clock
         self.lock = RLock()
         clients = {region: shared_client(endpoint, region) for region in (HERE, THERE)}
         self.name = create_table(clients[HERE])
         create_table(clients[THERE], self.name)
-        self.replicas = {region: Replica(self, client) for region, client in clients.items()}
+        self.replicas = {
+            region: Replica(self, CLIENTS[client_kind](endpoint, region), client) for region, client in clients.items()
+        }
         self._sequence = count()
         self._newest: dict[tuple[str, str], tuple[int, int]] = {}
         self._under_way: dict[str, list[Write]] = defaultdict(list)
@@ -138,13 +143,13 @@ class GlobalTable:
         if write.stamp < self._newest.get((region, write.key), (0, 0)):
             return
         self._newest[region, write.key] = write.stamp
-        client = self.replicas[region].client
+        client = self.replicas[region].direct
         if write.item is None:
             client.delete_item(TableName=self.name, Key={"id": {"S": write.key}})
         else:
             client.put_item(TableName=self.name, Item=write.item)
 
     def _image(self, region: str, key: str) -> Item | None:
-        client = self.replicas[region].client
+        client = self.replicas[region].direct
         item: Item | None = client.get_item(TableName=self.name, Key={"id": {"S": key}}, ConsistentRead=True).get("Item")
         return item

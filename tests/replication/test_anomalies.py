@@ -10,9 +10,8 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import ClientError
 from doubles import LambdaContext
-from faults import KEY, ORDER, Form, Suspended, keyed, raise_boom, raise_suspended
+from faults import KEY, ORDER, SERVICE_ERRORS, Form, Suspended, keyed, raise_boom, raise_suspended
 from replication.replicas import HERE, THERE, GlobalTable
 
 from idempotency import IdempotencyLeaseLostError
@@ -34,7 +33,7 @@ def bare_call(table: GlobalTable, region: str, work: Callable[[], str]) -> str:
         client.put_item(
             TableName=table.name, Item={**key, "status": {"S": "INPROGRESS"}}, ConditionExpression="attribute_not_exists(id)"
         )
-    except ClientError:
+    except SERVICE_ERRORS:
         return client.get_item(TableName=table.name, Key=key)["Item"]["data"]["S"]
     result = work()
     client.update_item(

@@ -16,6 +16,7 @@ from idempotency import DynamoDBPersistenceLayer, IdempotencyLeaseLostError, Ide
 from idempotency.events import LeaseLost, ReplicationConflict
 from persistence.datarecord import DataRecord
 from persistence.exceptions import IdempotencyItemAlreadyExistsError
+from persistence.lean import LeanClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,7 +195,7 @@ def test_a_late_copy_of_the_claim_is_completed_in_the_home_region(table: GlobalT
     """The claim seems gone at the completion, and is there when the record is to be restored."""
     store = homed(table, HERE, THERE)
     claim = offer("job#1")
-    table.replicas[THERE].before["put_item"] = lambda: table.replicas[THERE].client.put_item(
+    table.replicas[THERE].before["put_item"] = lambda: table.replicas[THERE].direct.put_item(
         TableName=table.name, Item=store._items.item(claim)
     )
 
@@ -300,13 +301,27 @@ def test_clients_that_are_not_given_are_made_for_their_region_once_with_the_stor
 
 
 @pytest.mark.usefixtures("sdk")
+def test_lean_clients_are_made_for_their_region_once_too(table: GlobalTable) -> None:
+    store = DynamoDBPersistenceLayer(table.name, replication="eventual", home_region=BOTH, client="lean")
+    for _ in range(2):
+        for key in KEYS.values():
+            store.fetch(key)
+
+    clients = dict(store._region_clients)
+    assert {region: client.meta.region_name for region, client in clients.items()} == {HERE: HERE, THERE: THERE}
+    assert all(isinstance(client, LeanClient) and len(client._pool._idle) == 1 for client in clients.values())
+    for client in clients.values():
+        client.close()
+
+
+@pytest.mark.usefixtures("sdk")
 @pytest.mark.parametrize("is_given", [True, False], ids=["given", "made by the store"])
 def test_a_home_regions_client_leaves_the_retrying_to_the_store(
     table: GlobalTable, dynamodb_local: str, monkeypatch: pytest.MonkeyPatch, is_given: bool
 ) -> None:
     """The SDK knows no deadline."""
     prepared: list[object] = []
-    monkeypatch.setattr("persistence.dynamodb.prepare", prepared.append)
+    monkeypatch.setattr("persistence.dynamodb._prepare", prepared.append)
     client = shared_client(dynamodb_local, THERE)
     store = table.store(HERE, home_region=THERE, region_clients={THERE: client} if is_given else None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import ClientError
+from faults import SERVICE_ERRORS
 from replication.replicas import HERE, THERE, GlobalTable, Replica
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def test_conditions_are_evaluated_on_the_regions_own_replica_and_a_refused_write
     is_new = {"ConditionExpression": "attribute_not_exists(id)"}
     put(table.replicas[HERE], table, "first", **is_new)
     put(table.replicas[THERE], table, "second", **is_new)
-    with pytest.raises(ClientError, match="ConditionalCheckFailed"):
+    with pytest.raises(SERVICE_ERRORS, match="ConditionalCheckFailed"):
         put(table.replicas[HERE], table, "third", **is_new)
 
     table.replicate()

@@ -28,8 +28,8 @@ def conflict() -> Exception:
 class Bench:
     """A store of a strong table and its faulty client, and what observers were told."""
 
-    def __init__(self, endpoint: str, clock: FakeClock) -> None:
-        made = dynamodb(clock, endpoint, replication="strong")
+    def __init__(self, endpoint: str, clock: FakeClock, client_kind: str) -> None:
+        made = dynamodb(clock, endpoint, client_kind, replication="strong")
         self.clock, self.peek, self.store = clock, made.peek, made.store
         self.client = FaultyClient(made.store.client)
         made.store.client = self.client
@@ -41,8 +41,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(dynamodb_local: str, clock: FakeClock) -> Bench:
-    return Bench(dynamodb_local, clock)
+def bench(dynamodb_local: str, clock: FakeClock, client_kind: str) -> Bench:
+    return Bench(dynamodb_local, clock, client_kind)
 
 
 @pytest.mark.parametrize("operation", ["put_item", "update_item"])

@@ -9,7 +9,7 @@ from doubles import LambdaContext
 from engines.tables import create_table, shared_client
 from faults import KEY, ORDER, FaultyClient, Form, keyed
 from replication.replicas import HERE, THERE
-from stores import dynamodb
+from stores import CLIENTS, dynamodb
 
 from idempotency import DynamoDBPersistenceLayer, IdempotencyPersistenceConfigError, transaction
 
@@ -32,12 +32,13 @@ class RegionsClient(FaultyClient):
 class Regions:
     """The record's table and one of the caller's own, in both Regions; nothing is replicated here."""
 
-    def __init__(self, endpoint: str, clock: FakeClock) -> None:
+    def __init__(self, endpoint: str, clock: FakeClock, client_kind: str) -> None:
         self.clock = clock
-        self.clients = {region: RegionsClient(shared_client(endpoint, region)) for region in (HERE, THERE)}
-        self.name, self.orders = (create_table(self.clients[HERE].client) for _ in range(2))
+        self.direct = {region: shared_client(endpoint, region) for region in (HERE, THERE)}
+        self.clients = {region: RegionsClient(CLIENTS[client_kind](endpoint, region)) for region in (HERE, THERE)}
+        self.name, self.orders = (create_table(self.direct[HERE]) for _ in range(2))
         for table in (self.name, self.orders):
-            create_table(self.clients[THERE].client, table)
+            create_table(self.direct[THERE], table)
 
     def store(self, **options: Any) -> DynamoDBPersistenceLayer:
         """The store of the function in the first Region."""
@@ -55,12 +56,12 @@ class Regions:
         return form.handler(place, store, keyed())(ORDER, LambdaContext(clock=self.clock))
 
     def has_order(self, region: str) -> bool:
-        return "Item" in self.clients[region].client.get_item(TableName=self.orders, Key={"id": {"S": "order"}})
+        return "Item" in self.direct[region].get_item(TableName=self.orders, Key={"id": {"S": "order"}})
 
 
 @pytest.fixture
-def regions(dynamodb_local: str, clock: FakeClock) -> Regions:
-    return Regions(dynamodb_local, clock)
+def regions(dynamodb_local: str, clock: FakeClock, client_kind: str) -> Regions:
+    return Regions(dynamodb_local, clock, client_kind)
 
 
 def arn(region: str, table: str) -> str:

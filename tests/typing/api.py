@@ -389,6 +389,8 @@ DynamoDBPersistenceLayer("t", replication="eventual", home_region="eu-west-1", r
 DynamoDBPersistenceLayer("t", replication="eventual", home_region=["eu-west-1", "us-east-1"])
 DynamoDBPersistenceLayer("t", replication="eventual", home_region=str.upper)
 DynamoDBPersistenceLayer("t", replication="eventual", home_region=len)  # type: ignore[arg-type]
+DynamoDBPersistenceLayer("t", client="lean")
+DynamoDBPersistenceLayer("t", client="aiobotocore")  # type: ignore[arg-type]
 DynamoDBPersistenceLayer("t", compression="brotli")  # type: ignore[arg-type]
 DynamoDBPersistenceLayer("t", replication="global")  # type: ignore[arg-type]
 DynamoDBPersistenceLayer("t", result_offload=store)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime as dt
 import inspect
+import json
 import pickle
 from decimal import Decimal
 from types import SimpleNamespace
@@ -43,8 +44,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets the wall clock that a record's own properties read."""
 
     def set_to(now: dt.datetime) -> None:
-        fixed = SimpleNamespace(now=now.astimezone, fromtimestamp=dt.datetime.fromtimestamp)
-        monkeypatch.setattr("persistence.datarecord.dt", SimpleNamespace(datetime=fixed, UTC=dt.UTC))
+        monkeypatch.setattr("time.time", now.timestamp)
 
     return set_to
 
@@ -288,3 +288,16 @@ def test_a_records_text_shows_neither_its_result_nor_its_payload_hash_nor_its_to
     for shown in ("static", "fn#1", "COMPLETED", str(EXPIRY_S), "1800000000250", "generation=7", "request-1"):
         assert shown in text
     assert str(DataRecord(**ALL_FIELDS)) == text
+
+
+@pytest.mark.parametrize("text", [' {"a": 1}', '{"a": 1} ', "\n7", '"x"', "null", "[1, 2]", "NaN"])
+def test_a_stored_result_is_read_as_json_whatever_is_around_it(text: str) -> None:
+    found = DataRecord("k", response_data=text).response_json_as_dict()
+
+    assert repr(found) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("text", ["garbage", '{"a": 1} x', "{", " "])
+def test_a_stored_result_that_is_no_json_is_an_error(text: str) -> None:
+    with pytest.raises(json.JSONDecodeError):
+        DataRecord("k", response_data=text).response_json_as_dict()

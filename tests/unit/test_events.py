@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import FrozenInstanceError, fields
+import pickle
 from typing import get_args
 
 import pytest
 
-from idempotency.events import Claimed, Event, Uncommitted, notify
+from idempotency.events import Claimed, Completed, Event, Released, Uncommitted, notify
 
 EVENT = Claimed(key="fn#1", at_ms=5, generation=1)
 
@@ -50,19 +50,45 @@ def test_an_interruption_in_an_observer_is_an_interruption() -> None:
 
 @pytest.mark.parametrize("kind", get_args(Event))
 def test_every_event_names_its_key_and_its_time_and_cannot_be_changed(kind: type) -> None:
-    names = [field.name for field in fields(kind)]
+    names = kind.__match_args__
     event = kind(**dict.fromkeys(names, "x"))
 
-    assert names[:2] == ["key", "at_ms"]
-    with pytest.raises(FrozenInstanceError):
+    assert names[:2] == ("key", "at_ms")
+    with pytest.raises(AttributeError, match="^an event is immutable; its key cannot be set$"):
         event.key = "other"
+    with pytest.raises(AttributeError, match="^an event is immutable; its key cannot be deleted$"):
+        del event.key
+    assert vars(event) == dict.fromkeys(names, "x")
     assert event == kind(**dict.fromkeys(names, "x"))
+    assert event != kind(**{**dict.fromkeys(names, "x"), names[-1]: "y"})
+    assert hash(event) == hash(kind(**dict.fromkeys(names, "x")))
+    assert pickle.loads(pickle.dumps(event)) == event
     assert "payload" not in names
 
 
 def test_a_canceled_transaction_is_told_by_its_generation_and_the_services_reasons_and_no_item() -> None:
     event = Uncommitted(key="fn#1", at_ms=5, generation=2, reasons=("ConditionalCheckFailed",))
 
-    assert [field.name for field in fields(event)] == ["key", "at_ms", "generation", "reasons"]
+    assert vars(event) == {"key": "fn#1", "at_ms": 5, "generation": 2, "reasons": ("ConditionalCheckFailed",)}
     assert repr(event) == "Uncommitted(key='fn#1', at_ms=5, generation=2, reasons=('ConditionalCheckFailed',))"
     assert Uncommitted in get_args(Event)
+
+
+def test_a_field_that_is_left_out_has_its_default_and_one_that_has_none_is_missed() -> None:
+    released = Released(key="fn#1", at_ms=5, generation=2)
+
+    assert released == Released(key="fn#1", at_ms=5, generation=2, error=None)
+    assert vars(released)["error"] is None
+    with pytest.raises(TypeError, match="^Claimed lacks generation$"):
+        Claimed(key="fn#1", at_ms=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="^Claimed has no payload$"):
+        Claimed(key="fn#1", at_ms=5, generation=1, payload="secret")  # type: ignore[call-arg]
+
+
+def test_events_of_two_kinds_differ_and_are_matched_by_their_fields() -> None:
+    claimed = Claimed(key="fn#1", at_ms=5, generation=1)
+
+    assert claimed != Completed(key="fn#1", at_ms=5, generation=1)
+    match claimed:
+        case Claimed(key, at_ms, generation):
+            assert (key, at_ms, generation) == ("fn#1", 5, 1)

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 import idempotency.exceptions
 from persistence import exceptions
+from persistence._lean_errors import ServiceError
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     BaseError,
@@ -190,3 +191,12 @@ def test_a_canceled_transactions_texts_do_not_show_the_items_of_its_reasons() ->
     raised = IdempotencyTransactionCanceledError("m", "d", reasons=REASONS)
 
     assert "secret" not in f"{raised} {raised!r} {raised.reasons}"
+
+
+def test_a_service_error_of_the_lean_client_survives_pickling() -> None:
+    error = ServiceError({"Error": {"Code": "ThrottlingException", "Message": "slow down"}}, "PutItem")
+
+    again = pickle.loads(pickle.dumps(error))
+
+    assert (str(again), again.response, again.operation_name) == (str(error), error.response, "PutItem")
+    assert str(error) == "An error occurred (ThrottlingException) when calling the PutItem operation: slow down"

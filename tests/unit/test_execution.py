@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import FrozenInstanceError
+import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -236,8 +236,16 @@ def test_values_are_not_shown_in_the_text_of_effects_and_outcomes() -> None:
 
 
 def test_outcomes_are_immutable() -> None:
-    with pytest.raises(FrozenInstanceError):
-        Executed(1, None).value = 2  # type: ignore[misc]
+    executed = Executed(1, None)
+
+    with pytest.raises(AttributeError, match="^an outcome is immutable; its value cannot be set$"):
+        executed.value = 2
+    with pytest.raises(AttributeError, match="^an outcome is immutable; its value cannot be deleted$"):
+        del executed.value
+    assert executed == Executed(1, None)
+    assert executed != Executed(2, None)
+    assert hash(executed) == hash(Executed(1, None))
+    assert copy.copy(executed) == executed
 
 
 # The judge

@@ -255,7 +255,7 @@ class Threaded(Heartbeat):
     def __init__(self) -> None:
         super().__init__()
         self.pauses = Pauses()
-        self._changed = self.pauses
+        self._lock = self._changed = self.pauses
 
     def next_pause(self) -> float | None:
         return self.pauses.timeouts.get(timeout=10)

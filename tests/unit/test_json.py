@@ -19,7 +19,7 @@ from aws_lambda_powertools.shared.json_encoder import Encoder
 from aws_lambda_powertools.utilities.idempotency.persistence.base import _IdempotencyKeyEncoder
 from pydantic import BaseModel
 
-from idempotency._json import canonical_json, result_json
+from idempotency._json import _plain_in_key, canonical_json, encoder, result_json
 
 
 class Colour(enum.Enum):
@@ -295,3 +295,35 @@ def test_random_data_is_hashed_and_stored_from_powertools_very_text(seed: int) -
         result = random_value(rng, 4, exotic=False)
         assert canonical_json(in_key) == theirs_in_key(in_key), (seed, number)
         assert result_json(result) == theirs_as_result(result), (seed, number)
+
+
+def takes_other_arguments(markers: object) -> None:
+    """As another Python's maker of encoders might."""
+
+
+@pytest.mark.parametrize("make", [None, takes_other_arguments])
+def test_without_cpythons_own_maker_of_encoders_the_text_is_the_same(make: Any) -> None:
+    value = {"b": [1, Decimal("1.5"), None], "a": {"\u00e9": math.inf}, "c": uuid.UUID(int=7)}
+
+    assert (
+        encoder(_plain_in_key, make)(value) == canonical_json(value) == json.dumps(value, sort_keys=True, default=_plain_in_key)
+    )
+    assert encoder(_plain_in_key, make, sort_keys=False)({2: 1, "a": 2}) == '{"2": 1, "a": 2}'
+
+
+def test_threads_may_encode_one_object_at_once() -> None:
+    """Each looks for circles by itself: an object that another is in the middle of is none."""
+    inner: list[object] = []
+    begun: list[bool] = []
+
+    class Inside:
+        def model_dump(self, mode: str) -> str:
+            if not begun:
+                begun.append(True)
+                inner.append(canonical_json(outer))
+            return "inside"
+
+    outer = {"it": Inside()}
+
+    assert canonical_json(outer) == '{"it": "inside"}'
+    assert inner == ['{"it": "inside"}']

@@ -13,6 +13,7 @@ from collections import OrderedDict, namedtuple
 from decimal import Decimal
 from typing import Any
 
+import jmespath
 import pytest
 from aws_lambda_powertools.utilities.idempotency.base import _prepare_data
 from aws_lambda_powertools.utilities.idempotency.config import IdempotencyConfig as TheirConfig
@@ -803,3 +804,36 @@ def test_a_class_and_a_plain_object_are_payloads_as_they_are() -> None:
 
     assert payload_data(plain) is plain
     assert payload_data(Order) is Order
+
+
+def test_what_is_both_the_key_and_validated_is_hashed_once() -> None:
+    hashed: list[bytes] = []
+    extractor = KeyExtractor(event_key_jmespath="order", payload_validation_jmespath="order")
+    extractor.hash_function = lambda data: (hashed.append(data), hashlib.md5(data))[1]
+
+    digest, validated = extractor.digests({"order": {"id": 7}})
+
+    assert digest == validated == hashlib.md5(b'{"id": 7}').hexdigest()
+    assert hashed == [b'{"id": 7}']
+
+
+@pytest.mark.parametrize("expression", ["a", "a.b", "_x9.Y_", "true", "null.false"])
+def test_a_plain_path_selects_what_jmespath_selects(expression: str) -> None:
+    payloads: list[Any] = [
+        {"a": {"b": 1}, "_x9": {"Y_": [2]}, "true": 3, "null": {"false": 4}},
+        {"a": [{"b": 1}], "_x9": None, "true": False},
+        {},
+        [],
+        "a",
+        None,
+    ]
+
+    for payload in payloads:
+        assert Selection(expression, None).of(payload) == jmespath.search(expression, payload)
+    assert not Selection(expression, None).has_gap(None)
+
+
+@pytest.mark.parametrize("expression", ["a-b", "1a", "a..b", "a b", ".a", "a."])
+def test_what_only_looks_like_a_plain_path_is_still_refused(expression: str) -> None:
+    with pytest.raises(ParseError):
+        Selection(expression, None)

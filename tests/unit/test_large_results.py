@@ -57,7 +57,7 @@ def test_a_threshold_no_item_can_have_is_refused(threshold: int) -> None:
 
 @pytest.mark.parametrize("threshold", [1024, 400 * KIB])
 def test_the_bounds_of_the_threshold_are_accepted(threshold: int) -> None:
-    assert results(item_size_threshold=threshold).pack(DONE, retries()) is DONE
+    assert results(item_size_threshold=threshold).pack(DONE, lambda _: retries()) is DONE
 
 
 def test_a_result_must_be_allowed_some_bytes() -> None:
@@ -82,8 +82,8 @@ def test_an_item_of_the_thresholds_size_is_left_alone_and_one_byte_more_is_packe
     packing = results(item_size_threshold=threshold)
     most, more = sized(threshold), sized(threshold + 1)
 
-    assert packing.pack(most, retries()) is most
-    packed = packing.pack(more, retries())
+    assert packing.pack(most, lambda _: retries()) is most
+    packed = packing.pack(more, lambda _: retries())
     assert packed == more.replace(response_data="", packed_result=compress(more.response_data.encode(), "gzip"))
 
 
@@ -91,17 +91,17 @@ def test_without_compression_and_offload_a_result_is_left_alone_as_long_as_an_it
     packing = results(compression=None)
     most = sized(MAX_ITEM_BYTES)
 
-    assert packing.pack(most, retries()) is most
+    assert packing.pack(most, lambda _: retries()) is most
     with pytest.raises(
         IdempotencyResultNotKeptError, match="as small as this store makes it; a DynamoDB item holds 409600. Give"
     ):
-        packing.pack(sized(MAX_ITEM_BYTES + 1), retries())
+        packing.pack(sized(MAX_ITEM_BYTES + 1), lambda _: retries())
 
 
 def test_a_compressed_result_over_the_threshold_stays_in_the_item_if_there_is_no_offload() -> None:
     record = sized(400 * KIB, compressible=False)
 
-    packed = results(item_size_threshold=4 * KIB).pack(record, retries())
+    packed = results(item_size_threshold=4 * KIB).pack(record, lambda _: retries())
 
     assert isinstance(packed.packed_result, bytes)
     assert 4 * KIB < ITEMS.size(packed) <= MAX_ITEM_BYTES
@@ -112,7 +112,7 @@ def test_what_is_still_over_the_threshold_is_offloaded_as_small_as_it_got() -> N
     record = sized(900 * KIB, compressible=False)
     body = compress(record.response_data.encode(), "gzip")
 
-    packed = results(offload=shelf).pack(record, retries())
+    packed = results(offload=shelf).pack(record, lambda _: retries())
 
     digest, key_digest = hashlib.sha256(body).hexdigest(), hashlib.sha256(b"fn#1").hexdigest()
     assert packed.response_data == ""
@@ -124,7 +124,7 @@ def test_without_compression_a_result_is_offloaded_as_it_is() -> None:
     shelf = Shelf()
     record = sized(350 * KIB + 1)
 
-    packed = results(compression=None, offload=shelf).pack(record, retries())
+    packed = results(compression=None, offload=shelf).pack(record, lambda _: retries())
 
     assert list(shelf.objects.values()) == [record.response_data.encode()]
     assert results(offload=shelf).load(packed, retries()) == record.response_data
@@ -133,7 +133,7 @@ def test_without_compression_a_result_is_offloaded_as_it_is() -> None:
 def test_what_compression_makes_small_enough_is_not_offloaded() -> None:
     shelf = Shelf()
 
-    results(offload=shelf).pack(sized(3 * KIB * KIB), retries())
+    results(offload=shelf).pack(sized(3 * KIB * KIB), lambda _: retries())
 
     assert shelf.puts == []
 
@@ -150,10 +150,10 @@ def test_no_attempt_and_no_result_shares_an_objects_name_with_another() -> None:
         first.replace(idempotency_key="fn#2"),
         first.replace(owner_token=""),
     ):
-        packing.pack(record, retries())
+        packing.pack(record, lambda _: retries())
 
     assert len(set(shelf.puts)) == 5
-    packing.pack(first, retries())
+    packing.pack(first, lambda _: retries())
     assert len(shelf.objects) == 5  # a repetition writes the same again
     assert all(len(name) <= 200 for name in shelf.puts)
 
@@ -163,9 +163,9 @@ def test_a_result_of_more_bytes_than_are_ever_read_is_not_kept() -> None:
     record = DONE.replace(response_data='"' + "\u65e5" * 200_000 + '"')  # 600,002 bytes
     packing = results(max_result_bytes=600_002, offload=shelf)
 
-    assert packing.load(packing.pack(record, retries()), retries()) == record.response_data
+    assert packing.load(packing.pack(record, lambda _: retries()), retries()) == record.response_data
     with pytest.raises(IdempotencyResultNotKeptError, match="fn#1 has 600002 bytes, more than max_result_bytes=600001$"):
-        results(max_result_bytes=600_001, offload=shelf).pack(record, retries())
+        results(max_result_bytes=600_001, offload=shelf).pack(record, lambda _: retries())
 
 
 def test_a_busy_or_lost_upload_is_repeated() -> None:
@@ -178,7 +178,7 @@ def test_a_busy_or_lost_upload_is_repeated() -> None:
 
     clock, shelf = FakeClock(), Shelf(before_put=trouble)
 
-    packed = results(offload=shelf).pack(sized(900 * KIB, compressible=False), retries(clock))
+    packed = results(offload=shelf).pack(sized(900 * KIB, compressible=False), lambda _: retries(clock))
 
     assert isinstance(packed.packed_result, OffloadedResult)
     assert len(shelf.puts) == 3
@@ -194,7 +194,7 @@ def test_an_upload_that_fails_for_good_is_a_result_that_is_not_kept() -> None:
     with pytest.raises(
         IdempotencyResultNotKeptError, match=r"bytes as small.*and its offload failed - \(.*AccessDenied.*\)$"
     ) as caught:
-        results(offload=Shelf(before_put=denied)).pack(sized(900 * KIB, compressible=False), retries())
+        results(offload=Shelf(before_put=denied)).pack(sized(900 * KIB, compressible=False), lambda _: retries())
     assert isinstance(caught.value.__cause__, ClientError)
 
 
@@ -205,7 +205,7 @@ def test_an_upload_that_fails_leaves_a_result_in_its_item_if_that_holds_it() -> 
     record = sized(399 * KIB, compressible=False)
     packing = results(offload=Shelf(before_put=unreachable), item_size_threshold=4 * KIB)
 
-    packed = packing.pack(record, retries())
+    packed = packing.pack(record, lambda _: retries())
 
     assert isinstance(packed.packed_result, bytes)
     assert packing.load(packed, retries()) == record.response_data
@@ -222,7 +222,7 @@ def test_a_compression_that_fails_is_a_result_that_is_not_kept(monkeypatch: pyte
     with pytest.raises(
         IdempotencyResultNotKeptError, match="^The result of idempotency key fn#1 could not be made smaller"
     ) as caught:
-        results().pack(sized(351 * KIB), retries())
+        results().pack(sized(351 * KIB), lambda _: retries())
     assert caught.value.__cause__ is trouble
 
 
@@ -234,7 +234,7 @@ def test_an_offload_that_names_no_place_is_one_that_failed(place: Any) -> None:
             return found
 
     with pytest.raises(IdempotencyResultNotKeptError, match=r"its offload failed - \(result_offload.put must return the place"):
-        results(offload=Nowhere()).pack(sized(900 * KIB, compressible=False), retries())
+        results(offload=Nowhere()).pack(sized(900 * KIB, compressible=False), lambda _: retries())
 
 
 # Loading
@@ -243,7 +243,7 @@ def test_an_offload_that_names_no_place_is_one_that_failed(place: Any) -> None:
 def offloaded(shelf: Shelf, *, compression: Any = "gzip") -> tuple[DataRecord, DataRecord]:
     """A large record, and as it is stored."""
     record = sized(900 * KIB, compressible=False)
-    return record, results(offload=shelf, compression=compression).pack(record, retries())
+    return record, results(offload=shelf, compression=compression).pack(record, lambda _: retries())
 
 
 @pytest.mark.parametrize("written", ["gzip", "zstd", None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 from contextlib import suppress
 from itertools import product
 from typing import Any
@@ -13,6 +14,7 @@ from botocore import exceptions as sdk
 from botocore.parsers import ResponseParserError
 from doubles import START_MS, FakeClock
 
+from persistence._lean_errors import LostAnswerError, NotSentError
 from persistence._retries import (
     BUSY,
     THROTTLED,
@@ -28,6 +30,7 @@ from persistence._retries import (
     is_throttle,
     is_unknown,
     is_unreadable,
+    is_unsent,
     refusing_item,
     retry_after_ms,
     throttling_reasons,
@@ -825,3 +828,26 @@ def test_the_ceiling_of_the_jitter_keeps_doubling_under_wishes(clock: FakeClock)
     retrying(clock).call(sender(*[asking("100")] * 5, *[throttled(HOT)] * 20, "done"))
 
     assert max(clock.slept_ms[5:]) > CAP_MS / 2
+
+
+@pytest.mark.parametrize("error", [OSError("of another client"), ValueError("of nobody's")])
+def test_where_nobody_has_imported_botocore_no_error_is_the_sdks(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.delitem(sys.modules, "botocore.exceptions")
+    monkeypatch.delitem(sys.modules, "botocore.parsers")
+
+    assert not is_unknown(error)
+    assert not is_unsent(error)
+    assert is_unknown(LostAnswerError("cut off"))
+    assert is_unsent(NotSentError("no connection"))
+    assert "botocore.exceptions" not in sys.modules
+
+
+def test_a_refusal_is_returned_without_the_frames_that_would_keep_it(clock: FakeClock) -> None:
+    def refused(**_: Any) -> None:
+        raise sdk.ClientError({"Error": {"Code": "ConditionalCheckFailedException"}, "Item": {"id": {"S": "k"}}}, "PutItem")
+
+    answer, refusal = Retries(clock, clock.sleep_ms, at_most_ms=1_000).outcome(refused, {"TableName": "t"})
+
+    assert answer is None
+    assert refusal.response["Item"] == {"id": {"S": "k"}}
+    assert refusal.__traceback__ is None
