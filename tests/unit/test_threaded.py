@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
 from doubles import START_MS, FakeClock
 
+from persistence import threaded
 from persistence.base import BasePersistenceLayer
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
@@ -22,7 +26,7 @@ from persistence.exceptions import (
     IdempotencyTransactionCanceledError,
 )
 from persistence.memory import InMemoryPersistenceLayer
-from persistence.threaded import WORKERS, ThreadedPersistenceLayer
+from persistence.threaded import WORKERS, ThreadedPersistenceLayer, _Answers
 from persistence.transaction import Transaction
 
 OFFER = DataRecord("fn#1", "INPROGRESS", START_MS // 1000 + 60, START_MS + 1_000, owner_token="a", generation=1)
@@ -73,6 +77,18 @@ def test_the_awaited_verbs_do_what_the_wrapped_store_does(clock: FakeClock) -> N
             await store.release(granted)
         assert await store.fetch("fn#1") == DONE
         assert await store.fetch("fn#2") is None
+
+    asyncio.run(story())
+
+
+def test_the_hook_of_a_claim_says_in_a_thread_what_the_wrapped_stores_says(clock: FakeClock) -> None:
+    store = ThreadedPersistenceLayer(InMemoryPersistenceLayer(clock_ms=clock))
+
+    async def story() -> None:
+        granted = await store._put_record(data_record=OFFER)
+        with pytest.raises(IdempotencyItemAlreadyExistsError) as refused:
+            await store._put_record(data_record=OFFER.replace(owner_token="b"))
+        assert refused.value.old_data_record == (granted or OFFER)
 
     asyncio.run(story())
 
@@ -209,6 +225,176 @@ def test_a_hook_that_has_begun_is_finished_although_its_caller_was_cancelled() -
     asyncio.run(story())
 
     assert ended.wait(timeout=10)
+
+
+def test_a_hook_whose_caller_was_cancelled_before_a_thread_was_free_is_not_run() -> None:
+    all_busy, may_end = threading.Barrier(WORKERS + 1), threading.Event()
+
+    class Slow(Recording):
+        def _update_record(self, data_record: DataRecord) -> None:
+            all_busy.wait(timeout=10)
+            may_end.wait(timeout=10)
+
+    wrapped = Slow()
+    store = ThreadedPersistenceLayer(wrapped)
+
+    async def story() -> None:
+        busy = [asyncio.ensure_future(store.complete(DONE)) for _ in range(WORKERS)]
+        await asyncio.to_thread(all_busy.wait, 10)
+        fetching = asyncio.ensure_future(store.fetch("fn#1"))
+        await asyncio.sleep(0)  # it begins, and waits for a thread
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+        may_end.set()
+        await asyncio.gather(*busy)
+        await store.release(OFFER)
+
+    asyncio.run(story())
+
+    assert wrapped.seen == [("_delete_record", {"data_record": OFFER})]
+
+
+def test_a_hook_that_raises_stop_iteration_has_failed_and_leaves_nobody_waiting() -> None:
+    class Exhausted(Recording):
+        def _put_record(self, data_record: DataRecord) -> None:
+            next(iter([]))
+
+    claiming = ThreadedPersistenceLayer(Exhausted()).claim(OFFER)
+
+    with pytest.raises(IdempotencyPersistenceLayerError, match="a store raised StopIteration"):
+        asyncio.run(asyncio.wait_for(claiming, timeout=10))
+
+
+def test_an_error_goes_with_its_last_user_and_needs_no_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfTheStoreError(Exception):
+        pass
+
+    class Failing(Recording):
+        def _get_record(self, idempotency_key: str) -> DataRecord:
+            raise OfTheStoreError
+
+    worker = ThreadPoolExecutor(1)
+    monkeypatch.setattr(threaded, "_workers", lambda: worker)
+
+    async def story() -> weakref.ref[BaseException]:
+        try:  # `pytest.raises` would keep it
+            await ThreadedPersistenceLayer(Failing())._get_record(idempotency_key="fn#1")
+        except OfTheStoreError as error:
+            return weakref.ref(error)
+        pytest.fail("nothing was raised")
+
+    gc.disable()
+    try:
+        error = asyncio.run(story())
+        worker.shutdown()
+        assert error() is None
+    finally:
+        gc.enable()
+
+
+def _put_elsewhere(answers: _Answers, futures: list[asyncio.Future[int]]) -> None:
+    """Answer from another thread, with each future's number, while this one does nothing else."""
+    thread = threading.Thread(target=lambda: [answers.put(future, number, None) for number, future in enumerate(futures)])
+    thread.start()
+    thread.join(timeout=10)
+
+
+def test_answers_that_come_while_the_loop_is_busy_wake_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[object] = []
+
+    async def story() -> list[int]:
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in range(3)]
+        wake = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *call: woken.append(call) or wake(*call))
+
+        _put_elsewhere(_Answers(loop), futures)
+
+        return await asyncio.wait_for(asyncio.gather(*futures), timeout=10)
+
+    assert asyncio.run(story()) == [0, 1, 2]
+    assert len(woken) == 1
+
+
+def test_a_loop_is_woken_again_for_what_comes_after_it_has_looked() -> None:
+    async def story() -> list[int]:
+        loop = asyncio.get_running_loop()
+        answers, results = _Answers(loop), []
+        for _ in range(2):
+            future = loop.create_future()
+            _put_elsewhere(answers, [future])
+            results.append(await asyncio.wait_for(future, timeout=10))
+        return results
+
+    assert asyncio.run(story()) == [0, 0]
+
+
+def test_a_signal_amid_the_answers_loses_none_of_them() -> None:
+    class Interrupted(asyncio.Future[int]):
+        signals = 1
+
+        def set_result(self, result: int) -> None:
+            if self.signals:
+                self.signals = 0
+                raise KeyboardInterrupt
+            super().set_result(result)
+
+    loop = asyncio.new_event_loop()
+    futures = [loop.create_future(), Interrupted(loop=loop), loop.create_future()]
+    _put_elsewhere(_Answers(loop), futures)
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(futures[2])
+    last = loop.run_until_complete(asyncio.wait_for(futures[2], timeout=10))
+    loop.close()
+
+    assert [future.result() for future in futures] == [0, 1, last] == [0, 1, 2]
+
+
+def test_an_answer_that_comes_after_its_caller_was_cancelled_keeps_nobody_elses_back() -> None:
+    async def story() -> int:
+        loop = asyncio.get_running_loop()
+        cancelled, future = loop.create_future(), loop.create_future()
+        cancelled.cancel()
+        _put_elsewhere(_Answers(loop), [cancelled, future])
+        return await asyncio.wait_for(future, timeout=10)
+
+    assert asyncio.run(story()) == 1
+
+
+def test_an_answer_that_a_loop_left_behind_does_not_concern_the_next_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
+    monkeypatch.setattr(threaded, "_workers", lambda: workers[-1])
+    may_end = threading.Event()
+
+    class Slow(Recording):
+        def _update_record(self, data_record: DataRecord) -> None:
+            may_end.wait(timeout=10)
+
+    store = ThreadedPersistenceLayer(Slow())
+    left = asyncio.new_event_loop()
+
+    completing = left.create_task(store.complete(DONE))
+    left.run_until_complete(asyncio.sleep(0))  # it begins, and the loop does not run again
+    may_end.set()
+    workers.pop().shutdown()
+    asyncio.run(asyncio.wait_for(store.complete(DONE), timeout=10))
+    left.run_until_complete(completing)
+    left.close()
+    workers.pop().shutdown()
+
+    assert completing.exception() is None
+
+
+def test_an_answer_for_a_loop_that_is_closed_is_nobodys() -> None:
+    loop = asyncio.new_event_loop()
+    future, answers = loop.create_future(), _Answers(loop)
+    loop.close()
+
+    answers.put(future, 1, None)
+
+    assert not future.done()
 
 
 @pytest.mark.parametrize("trouble", [None, ConnectionError("reset")], ids=["well", "badly"])
