@@ -33,7 +33,7 @@ test-on-3.%: CORE_TESTS += $(NOT_ON_OTHERS:%=--ignore=%)
 test-on-3.%: NOT_CORE += or (dynamodb and (test_contract or test_leases)) or (test_races and not memory)
 
 # They reach no line that other tests do not: without coverage they take half the time.
-STRESS_TESTS := tests/model tests/test_demo.py tests/test_engines.py \
+STRESS_TESTS := tests/model tests/test_demo.py tests/test_engines.py tests/test_benchmarks.py \
 	$(addprefix tests/conformance/test_,contract.py other_ways.py transactions.py cache_exchange.py races.py cache_races.py) \
 	$(addprefix tests/fault/test_,chaos.py cache_chaos.py cache_cluster.py cache_servers.py transfers.py crashes.py hidden_retries.py \
 		side_by_side.py transactions.py leases.py peer_rows.py concurrency.py large_results.py store_failures.py zombies.py \
@@ -46,7 +46,7 @@ STACK_TESTS := $(addprefix tests/e2e/test_,template.py deploy.py emulator.py)
 # Tests wait for engines half of the time.  A make that can shows the output of each run in one piece.
 PARALLEL = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help test test-all test-unit test-pythons test-lowest lint format demo e2e e2e-stack e2e-runtime aws-smoke engines clean
+.PHONY: help test test-all test-unit test-pythons test-lowest lint format demo bench e2e e2e-stack e2e-runtime aws-smoke engines clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -87,6 +87,9 @@ format: .venv/tests  ## Repair what ruff can
 demo: .venv/wheel  ## The sample's functions on embedded servers
 	@$(INSTALLED) .venv/bin/python -m sample.demo
 
+bench: .venvs/bench/library .venv/demo engines  ## Compare speed with Powertools and with the least possible; OPTIONS=--quick
+	@$(INSTALLED) .venvs/bench/bin/python -m benchmarks $(OPTIONS)
+
 e2e: .venv/wheel .venv/tests engines  ## The sample stack: template.yaml, its deployment to an emulator, its functions in Lambda's runtime
 	$(PARALLEL) e2e-stack e2e-runtime
 
@@ -118,7 +121,7 @@ clean:  ## Remove everything that was made here
 
 .venv/demo: tests/requirements-demo.txt sample/requirements.txt .venv/build
 	.venv/$(PIP) install --no-compile -r $<
-	mkdir -p build/sample && ln -sfn ../../sample build/sample/sample
+	mkdir -p build/sample && ln -sfn ../../sample build/sample/sample && ln -sfn ../../benchmarks build/sample/benchmarks
 	@touch $@
 
 # Not while the wheel is being installed there.
@@ -146,6 +149,11 @@ clean:  ## Remove everything that was made here
 .venvs/%/tests: tests/requirements.txt tests/requirements-demo.txt sample/requirements.txt
 	$$(tests/engines/pythons.sh $*) -m venv .venvs/$*
 	.venvs/$*/$(PIP) install --no-compile -r $<
+	@touch $@
+
+.venvs/bench/library: build/wheel .venvs/bench/ready
+	.venvs/bench/$(PIP) --quiet uninstall --yes lambda-idempotency
+	.venvs/bench/$(PIP) install dist/*.whl
 	@touch $@
 
 build/wheel: $(SOURCES) .venv/build
