@@ -98,6 +98,8 @@ def tell(report: Report) -> None:
         story.refused_transfer()
     with report.step("Five concurrent messages for one receipt, whose records are kept in Valkey"):
         story.receipt()
+    with report.step("The lean client: a duplicate and a new order without boto3, and its duplicate with it"):
+        story.lean_client()
     with report.step("How often the charge really happened"):
         story.balance()
 
@@ -293,12 +295,25 @@ class Story:
         self._report.expect("keys in Valkey", receipts.store.client.dbsize(), 1)
         self._expect_records(changed=0, total=12)
 
+    def lean_client(self) -> None:
+        """Records are the same, whichever client has written them."""
+        lean = DynamoDBPersistenceLayer(IDEMPOTENCY_TABLE, client="lean")
+        with payments.pay.override(persistence_store=lean):
+            self._report.expect(REPLAY_HEADER, replay_header(self._post(payment("o-1001"))), "true")
+            self._expect_answer(self._post(payment("o-1010")), 201)
+        self._expect_records(changed=1, total=13)
+        self._report.say("The new order again, with boto3:")
+        self._report.expect(REPLAY_HEADER, replay_header(self._post(payment("o-1010"))), "true")
+        self._expect_charges("o-1010", charges=1, requests=1)
+        connections: Any = lean.client
+        connections.close()
+
     def balance(self) -> None:
         """One charge for each thing to be paid."""
         entries = provider_entries()
-        self._report.expect("things to be paid", len({entry["order_id"]["S"] for entry in entries}), 10)
-        self._report.expect("requests to the provider, one more than charges because of the crash", requests_in(entries), 11)
-        self._report.expect("charges", len(entries), 10)
+        self._report.expect("things to be paid", len({entry["order_id"]["S"] for entry in entries}), 11)
+        self._report.expect("requests to the provider, one more than charges because of the crash", requests_in(entries), 12)
+        self._report.expect("charges", len(entries), 11)
         self._report.say(f"{self._calls} calls, messages and shares led to {len(entries)} charges.")
 
     def _post(self, event: Document) -> Document:

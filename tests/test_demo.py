@@ -41,7 +41,7 @@ def test_the_demo_shows_each_promise_kept_and_exits_with_0() -> None:
         "ok     cents moved, as the answer says: 7500",
         "ok     the answer's reason: lacks funds",
         "ok     answers: ['mail-1', 'mail-1', 'mail-1', 'mail-1', 'mail-1']",
-        "31 calls, messages and shares led to 10 charges.",
+        "34 calls, messages and shares led to 11 charges.",
     ):
         assert statement in lines
 
