@@ -251,8 +251,11 @@ class IdempotencyHandler:
                 stacklevel=4,
             )
             return None
-        remaining_ms = None if invocation.context is None else invocation.remaining_ms()
-        deadline_ms = None if remaining_ms is None else store.clock_ms() + remaining_ms
+        deadline_ms = None
+        if invocation.context is not None:
+            now_ms = store.clock_ms()  # first: whatever comes between the two makes the deadline early, and never late
+            remaining_ms = invocation.remaining_ms()
+            deadline_ms = None if remaining_ms is None else now_ms + remaining_ms
         lease_ms = lease_end_ms = None
         if deadline_ms is not None and invocation.durable_arn is None:
             lease_end_ms = deadline_ms + int(config.lease_margin_seconds * 1000)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from math import inf
-from threading import Condition, Lock, Thread
+from threading import Condition, RLock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -47,7 +47,8 @@ class Heartbeat:
     def begin_anew(self) -> None:
         """Watch nothing, without a thread.  For a forked child, which has the parent's watches and none of its threads."""
         self._watches: set[Watch] = set()
-        self._lock = Lock()
+        #: Reentrant: a signal's handler may make a call of its own while the main thread is in here.
+        self._lock = RLock()
         self._changed = Condition(self._lock)
         self._thread: Thread | None = None
         #: When the thread wakes by itself, by the monotonic clock: most calls end before, and need not wake it.

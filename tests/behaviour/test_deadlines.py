@@ -50,6 +50,24 @@ def test_the_deadline_of_a_handler_reaches_the_functions_that_it_calls(
     assert handler({"id": 1}, LambdaContext(30_000)) == [30_000 + MARGIN_MS] * 2
 
 
+def test_a_sandbox_that_freezes_while_the_deadline_is_asked_for_makes_it_early_and_never_late(
+    store: CountingStore, clock: FakeClock
+) -> None:
+    began_ms = clock.now_ms
+
+    class Freezing(LambdaContext):
+        def get_remaining_time_in_millis(self) -> int:
+            remaining_ms = super().get_remaining_time_in_millis()
+            clock.now_ms += 5_000
+            return remaining_ms
+
+    @idempotent(persistence_store=store)
+    def handler(event: Any, context: Any) -> int | None:
+        return current_attempt().lease_end_ms
+
+    assert handler({"id": 1}, Freezing(30_000)) == began_ms + 30_000 + MARGIN_MS
+
+
 def test_the_deadline_of_an_async_handler_reaches_the_tasks_that_it_starts(store: CountingStore, clock: FakeClock) -> None:
     @idempotent_function(data_keyword_argument="order", persistence_store=store)
     async def lease_ms(order: Any) -> int:

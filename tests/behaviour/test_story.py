@@ -286,12 +286,15 @@ def test_without_a_prefix_the_key_names_the_lambda_function_at_the_time_of_the_c
 ) -> None:
     call = form.decorate(Work(), store, BY_ID, key_prefix=None)
     call(ORDER)
-    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "payments")
+    for name in ("payments", "refunds"):
+        monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", name)
+        call(ORDER)
+    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_NAME")
     call(ORDER)
 
     name = f"{call.function.__module__}.{call.function.__qualname__}"
     digest = key_of(7).partition("#")[2]
-    assert sorted(store._records) == sorted([f"test-func.{name}#{digest}", f"payments.{name}#{digest}"])
+    assert sorted(store._records) == sorted(f"{prefix}.{name}#{digest}" for prefix in ("test-func", "payments", "refunds"))
 
 
 def test_two_functions_of_one_store_keep_their_own_configuration(form: Form, store: CountingStore) -> None:

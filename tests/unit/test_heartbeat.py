@@ -393,3 +393,17 @@ sys.exit(os.waitstatus_to_exitcode(status))
 def inherited_path() -> dict[str, str]:
     """The environment of a child that imports what this process imports."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+
+
+def test_a_signal_may_come_amid_the_heartbeats_own_work_and_make_a_call() -> None:
+    """Its handler runs in the main thread, which holds the lock at that moment."""
+    still = ByHand()
+    watch = still.watch("k", lambda: None, lambda: START_MS, 60_000)
+
+    with still._lock:
+        assert still._lock.acquire(blocking=False), "it would wait for itself, for ever"
+        still._lock.release()
+        other = still.watch("of the handler", lambda: None, lambda: START_MS, 60_000)
+        still.forget(other)
+
+    assert still._watches == {watch}
