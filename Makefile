@@ -20,14 +20,15 @@ NOT_CORE := odd-names or moto or cluster or tls or dynamodb-lean
 OTHER_PYTHONS = $(filter-out $(shell cat .venv/python),$(shell tests/engines/pythons.sh | cut -d ' ' -f 1))
 # The lowest versions are tried on one of those, so that each Python of a machine is used once; without another one, on ours.
 LOWEST_PYTHON = $(firstword $(OTHER_PYTHONS) $(shell cat .venv/python))
-# They compare with what Powertools does today, need the durable functions SDK and with it a newer boto3, or ask who wins.
-NOT_ON_LOWEST := tests/unit/test_json.py tests/unit/test_key.py tests/behaviour/test_durable_sdk.py tests/conformance/test_races.py
+# They compare with what Powertools or botocore does today, need the durable functions SDK and with it a newer boto3, or ask who wins.
+NOT_ON_LOWEST := $(addprefix tests/unit/test_,json.py key.py sigv4.py lean.py lean_settings.py) \
+	tests/behaviour/test_durable_sdk.py tests/conformance/test_races.py
 # An old botocore asks for the time in a way that newer Pythons warn of.
 test-on-lowest: TOLERATED := -W "ignore:datetime.datetime.utcnow:DeprecationWarning"
 test-on-lowest: CORE_TESTS += $(NOT_ON_LOWEST:%=--ignore=%)
 # Requests, clients and servers are the same on each Python: there, the stores in memory and in a cache, and the decorators on every
 # kind of engine will do, and the races of threads in memory.
-NOT_ON_OTHERS := tests/behaviour/test_worked_examples.py \
+NOT_ON_OTHERS := $(addprefix tests/behaviour/test_,worked_examples.py batches.py) \
 	$(addprefix tests/conformance/test_,dynamodb.py transactions.py cache.py cache_clients.py plain_clients.py)
 test-on-3.%: CORE_TESTS += $(NOT_ON_OTHERS:%=--ignore=%)
 test-on-3.%: NOT_CORE += or (dynamodb and (test_contract or test_leases)) or (test_races and not memory)
