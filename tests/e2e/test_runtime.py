@@ -310,6 +310,9 @@ class Broken:
 
 KILLED = (Mishap.KILLED_AFTER,) * 10
 FROZEN = (Mishap.FROZEN,) * 10
+CLAIM = """self._claimed(offer),
+            "ConditionExpression": "attribute_not_exists(#id)\""""
+HELD = 'HELD: Final = "#owner_token = :owner_token"'
 BROKEN = {
     "each attempt has a key of its own for the charge": Broken(
         "sample/payments.py",
@@ -328,13 +331,13 @@ BROKEN = {
     ),
     "a claim is always granted": Broken(
         "persistence/_dynamodb_items.py",
-        {'"attribute_not_exists(#id)", {"#id"': '"attribute_not_exists(#id) OR attribute_exists(#id)", {"#id"'},
+        {CLAIM: CLAIM.replace("(#id)", "(#id) OR attribute_exists(#id)")},
         r"LeaseLost|ran \d times, with|two invocations",
         (),
     ),
     "a completion is always granted": Broken(
         "persistence/_dynamodb_items.py",
-        {'return "#owner_token = :owner_token"': 'return "(#owner_token = :owner_token OR attribute_exists(#owner_token))"'},
+        {HELD: HELD.replace(':owner_token"', ':owner_token OR attribute_exists(#owner_token)"')},
         "was completed by two invocations",
         FROZEN,
     ),
