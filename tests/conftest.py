@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import hypothesis  # noqa: F401 - what it asks the collector when it is imported must not have been frozen
 import pytest
 from doubles import FakeClock
 from stores import STORES, Made
+
+from idempotency.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from stores import Peek
@@ -38,6 +41,15 @@ def _default_session(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+def heart(monkeypatch: pytest.MonkeyPatch) -> Heartbeat:
+    """The heartbeat of every call here: `beat()` renews what is due.  A thread that did it unasked would race a fake clock."""
+    still = Heartbeat()
+    still._thread = Thread()  # never started
+    monkeypatch.setattr("idempotency.heartbeat.heartbeat", still)
+    return still
 
 
 @pytest.fixture(params=STORES)

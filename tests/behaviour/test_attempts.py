@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from doubles import FakeClock
 
+    from idempotency.heartbeat import Heartbeat
+
 OUTSIDE = r"^current_attempt\(\) was called outside a running idempotent call$"
 
 
@@ -182,15 +184,13 @@ def test_the_downstream_key_is_the_same_in_every_process_and_every_version(store
     assert other.stdout.strip() == "370842d2-2b1b-549e-a846-822928ddfa16"
 
 
-def test_the_lease_end_grows_when_the_lease_is_renewed(store: CountingStore, clock: FakeClock) -> None:
-    from idempotency.heartbeat import heartbeat
-
+def test_the_lease_end_grows_when_the_lease_is_renewed(store: CountingStore, clock: FakeClock, heart: Heartbeat) -> None:
     ends: list[int | None] = []
 
     def work(order: int) -> None:
         ends.append(current_attempt().lease_end_ms)
         clock.advance(ms=20_000)
-        heartbeat.beat()
+        heart.beat()
         ends.append(current_attempt().lease_end_ms)
         (record,) = store._records.values()
         ends.append(record.in_progress_expiry_timestamp)
@@ -201,15 +201,13 @@ def test_the_lease_end_grows_when_the_lease_is_renewed(store: CountingStore, clo
     assert ends == [start_ms + 60_000, start_ms + 80_000, start_ms + 80_000]
 
 
-def test_an_invocations_lease_is_not_renewed(store: CountingStore, clock: FakeClock) -> None:
+def test_an_invocations_lease_is_not_renewed(store: CountingStore, clock: FakeClock, heart: Heartbeat) -> None:
     """It ends when nobody can be at work any more."""
-    from idempotency.heartbeat import heartbeat
-
     ends: list[int | None] = []
 
     def work(order: int, context: Any) -> None:
         clock.advance(ms=25_000)
-        heartbeat.beat()
+        heart.beat()
         ends.append(current_attempt().lease_end_ms)
 
     start_ms = clock.now_ms

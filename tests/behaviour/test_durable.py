@@ -21,10 +21,11 @@ from idempotency import (
     idempotent,
     idempotent_function,
 )
-from idempotency.heartbeat import heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from idempotency.heartbeat import Heartbeat
 
 ORDER = {"id": 7}
 LEASE_SECONDS = 3600
@@ -208,7 +209,9 @@ def test_an_execution_that_was_superseded_gets_the_winners_result(story: Story, 
     assert story.steps == ["charged", "charged", "finished"]
 
 
-def test_a_claim_that_is_adopted_in_its_last_moment_is_renewed_before_it_ends(store: CountingStore, clock: FakeClock) -> None:
+def test_a_claim_that_is_adopted_in_its_last_moment_is_renewed_before_it_ends(
+    store: CountingStore, clock: FakeClock, heart: Heartbeat
+) -> None:
     """Otherwise the next heartbeat, a third of a lease later, would come too late for it."""
     refused: list[str] = []
 
@@ -218,7 +221,7 @@ def test_a_claim_that_is_adopted_in_its_last_moment_is_renewed_before_it_ends(st
             return "ran twice"
         if len(context.state.operations) == 1:
             raise Suspended
-        heartbeat.beat()
+        heart.beat()
         clock.advance(ms=1)
         try:
             handler(event, first("execution-2"))

@@ -1,15 +1,12 @@
-"""What the stories of faults start from: a DynamoDB table behind a faulty client, and a heart that beats when told."""
+"""What the stories of faults start from: a DynamoDB table behind a faulty client."""
 
 from __future__ import annotations
 
-from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
 from faults import ASYNC, SYNC, Bench, FaultyClient, Form, speak_as
 from stores import CLIENTS, dynamodb
-
-from idempotency.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,15 +34,6 @@ def bench(dynamodb_local: str, clock: FakeClock, client_kind: str) -> Bench:
 def form(request: pytest.FixtureRequest) -> Form:
     found: Form = request.param
     return found
-
-
-@pytest.fixture(autouse=True)
-def heart(monkeypatch: pytest.MonkeyPatch) -> Heartbeat:
-    """The heartbeat of every call here: `beat()` renews what is due, and no thread does it unasked."""
-    still = Heartbeat()
-    still._thread = Thread()  # never started
-    monkeypatch.setattr("idempotency.heartbeat.heartbeat", still)
-    return still
 
 
 @pytest.fixture(autouse=True)
