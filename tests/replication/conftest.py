@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from fault.conftest import client_kind, environment, form, heart
+from fault.conftest import client_kind, environment, form
 from replication.replicas import GlobalTable
 
 if TYPE_CHECKING:
     from doubles import FakeClock
 
-__all__ = ["client_kind", "environment", "form", "heart", "table"]
+__all__ = ["client_kind", "environment", "form", "table"]
 
 
 @pytest.fixture
