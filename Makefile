@@ -47,14 +47,23 @@ STACK_TESTS := $(addprefix tests/e2e/test_,template.py deploy.py emulator.py)
 # Tests wait for engines half of the time.  A make that can shows the output of each run in one piece.
 PARALLEL = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help test test-all test-unit test-pythons test-lowest lint format demo bench e2e e2e-stack e2e-runtime aws-smoke engines clean
+.PHONY: help ci test test-all test-unit test-pythons test-lowest lint format demo bench e2e e2e-stack e2e-runtime aws-smoke engines clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
+# The longest first, so that none is left to run alone.
+TESTS = test-stress test-covered test-lowest $(patsubst %,test-on-%,$(filter-out $(LOWEST_PYTHON),$(OTHER_PYTHONS))) lint
+
 test: .venv/python  ## Everything: lint, all tests, coverage, other Pythons, lowest versions
-	$(PARALLEL) test-covered test-stress lint test-lowest $(patsubst %,test-on-%,$(filter-out $(LOWEST_PYTHON),$(OTHER_PYTHONS)))
+	$(PARALLEL) $(TESTS)
+
+# One after another, they would let a core idle at the start of each and at its end.  The demo comes before what only tests need is
+# installed beside it.
+ci: .venv/python  ## The demo, then test and e2e side by side
+	$(PARALLEL) demo engines .venvs/sam/ready
+	$(PARALLEL) $(wordlist 1,2,$(TESTS)) e2e-stack e2e-runtime $(wordlist 3,9,$(TESTS))
 
 test-all: test-covered test-stress  ## All tests, on one Python
 
@@ -91,13 +100,13 @@ demo: .venv/wheel  ## The sample's functions on embedded servers
 bench: .venvs/bench/library .venv/demo engines  ## Compare speed with Powertools and with the least possible; OPTIONS=--quick
 	@$(INSTALLED) .venvs/bench/bin/python -m benchmarks $(OPTIONS)
 
-e2e: .venv/wheel .venv/tests engines  ## The sample stack: template.yaml, its deployment to an emulator, its functions in Lambda's runtime
+e2e: .venv/python  ## The sample stack: template.yaml, its deployment to an emulator, its functions in Lambda's runtime
 	$(PARALLEL) e2e-stack e2e-runtime
 
-e2e-stack: .venvs/sam/ready .venvs/ministack/ready .venvs/runtime/ready build/function
+e2e-stack: .venv/wheel .venv/tests engines .venvs/sam/ready .venvs/ministack/ready .venvs/runtime/ready build/function
 	$(INSTALLED) .venv/bin/pytest -p no:cacheprovider $(STACK_TESTS)
 
-e2e-runtime: .venvs/sam/ready .venvs/runtime/ready build/function
+e2e-runtime: .venv/wheel .venv/tests engines .venvs/sam/ready .venvs/runtime/ready build/function
 	$(INSTALLED) .venv/bin/pytest -p no:cacheprovider tests/e2e $(STACK_TESTS:%=--ignore=%)
 
 aws-smoke: .venv/demo  ## Check a stack that you deployed, with your credentials: make aws-smoke STACK=idempotent-payments
@@ -135,16 +144,17 @@ clean:  ## Remove everything that was made here
 	.venvs/lowest/$(PIP) install --no-compile -r $<
 	@touch $@
 
-# Tools of their own: what they pin is not what the tests pin.  Little of it is ever imported, so little of it is compiled.
+# Tools of their own: what they pin is not what the tests pin.  Little of it is ever imported, so little of it is compiled; and
+# installing a pip would take longer than half of what it installs, so that of .venv does it.
 .venvs/%/ready: tests/requirements-%.txt .venv/python
-	.venv/bin/python -m venv .venvs/$*
-	.venvs/$*/$(PIP) install --no-compile -r $<
+	.venv/bin/python -m venv --without-pip .venvs/$*
+	.venv/$(PIP) --python .venvs/$*/bin/python install --no-compile -r $<
 	@touch $@
 
 # What runs the functions: Lambda's Python of template.yaml, or ours where the machine does not have it.
 .venvs/runtime/ready: tests/requirements-runtime.txt .venv/python
-	"$$(tests/engines/pythons.sh $(FUNCTION_PYTHON) | grep . || echo .venv/bin/python)" -m venv .venvs/runtime
-	.venvs/runtime/$(PIP) install -r $<
+	"$$(tests/engines/pythons.sh $(FUNCTION_PYTHON) | grep . || echo .venv/bin/python)" -m venv --without-pip .venvs/runtime
+	.venv/$(PIP) --python .venvs/runtime/bin/python install -r $<
 	@touch $@
 
 .venvs/%/tests: tests/requirements.txt tests/requirements-demo.txt sample/requirements.txt
@@ -153,8 +163,8 @@ clean:  ## Remove everything that was made here
 	@touch $@
 
 .venvs/bench/library: build/wheel .venvs/bench/ready
-	.venvs/bench/$(PIP) --quiet uninstall --yes lambda-idempotency
-	.venvs/bench/$(PIP) install dist/*.whl
+	.venv/$(PIP) --python .venvs/bench/bin/python --quiet uninstall --yes lambda-idempotency
+	.venv/$(PIP) --python .venvs/bench/bin/python install dist/*.whl
 	@touch $@
 
 build/wheel: $(SOURCES) .venv/build
