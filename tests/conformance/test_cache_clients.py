@@ -765,7 +765,7 @@ def test_the_connections_of_a_loop_that_has_ended_are_not_kept(package: str, val
 
         for _ in range(10):
             asyncio.run(store.fetch("nobody"))
-            gc.collect()
+        gc.collect()
 
         assert _within(START_SECONDS, lambda: len(direct.client_list()) <= before + 1)
         del store  # lets the last one go, too
