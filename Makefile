@@ -29,17 +29,46 @@ test-on-lowest: CORE_TESTS += $(NOT_ON_LOWEST:%=--ignore=%)
 # Requests, clients and servers are the same on each Python: there, the stores in memory and in a cache, and the decorators on every
 # kind of engine will do, and the races of threads in memory.
 NOT_ON_OTHERS := $(addprefix tests/behaviour/test_,worked_examples.py batches.py) \
+	$(addprefix tests/unit/test_,user_requests.py sdk.py sigv4.py large_results.py) \
 	$(addprefix tests/conformance/test_,dynamodb.py transactions.py cache.py cache_clients.py plain_clients.py)
 test-on-3.%: CORE_TESTS += $(NOT_ON_OTHERS:%=--ignore=%)
 test-on-3.%: NOT_CORE += or (dynamodb and (test_contract or test_leases)) or (test_races and not memory)
 
 # They reach no line that other tests do not: without coverage they take half the time.
-STRESS_TESTS := tests/model tests/test_demo.py tests/test_engines.py tests/test_benchmarks.py \
-	$(addprefix tests/conformance/test_,contract.py other_ways.py transactions.py cache_exchange.py races.py cache_races.py) \
+STRESS_TESTS := tests/model tests/test_demo.py tests/test_engines.py tests/test_benchmarks.py tests/unit/test_sdk.py \
+	$(addprefix tests/behaviour/test_,worked_examples.py on_engines.py batches.py durable.py durable_sdk.py) \
+	$(addprefix tests/conformance/test_,contract.py other_ways.py transactions.py cache_exchange.py races.py cache_races.py leases.py \
+		lean_answers.py) \
 	$(addprefix tests/fault/test_,chaos.py cache_chaos.py cache_cluster.py cache_servers.py transfers.py crashes.py hidden_retries.py \
 		side_by_side.py transactions.py leases.py peer_rows.py concurrency.py large_results.py store_failures.py zombies.py \
-		proxy.py resp_proxy.py history.py lean.py) \
+		proxy.py resp_proxy.py history.py lean.py deadlines.py) \
 	$(addprefix tests/replication/test_,anomalies.py cache_failover.py strong.py replicas.py)
+
+# Nor do these tests, each of which has many cases or long ones, of files whose others do.
+MANY_CASES := \
+	tests/bulk/test_copy.py::test_a_record_is_the_same_under_any_names_and_any_key \
+	tests/bulk/test_copy.py::test_a_request_has_25_records_at_most \
+	tests/bulk/test_copy.py::test_a_request_of_the_largest_records_is_far_from_16_mb \
+	tests/bulk/test_copy.py::test_reads_are_consistent \
+	tests/bulk/test_resume.py::test_work_goes_on_after_a_page_that_could_not_be_read \
+	tests/bulk/test_resume.py::test_work_goes_on_after_a_write_that_failed \
+	tests/bulk/test_resume.py::test_work_on_a_partition_goes_on_after_a_write_that_failed \
+	tests/bulk/test_sweep.py::test_a_record_that_changed_in_any_way_that_matters_is_not_deleted \
+	tests/conformance/test_cache.py::test_a_result_reads_back_as_it_was_given_after_every_script_that_touches_its_record \
+	tests/conformance/test_cache.py::test_a_script_decides_and_writes_as_the_rules_do \
+	tests/conformance/test_cache_clients.py::test_the_connections_of_a_loop_that_has_ended_are_not_kept \
+	tests/fault/test_changes.py::test_a_counter_equals_the_number_of_its_changes_whatever_is_lost \
+	tests/fault/test_changes.py::test_it_is_repeated_until_just_before_the_deadline_and_can_be_repeated_after_it \
+	tests/fault/test_lost_answers.py::test_a_release_frees_the_key \
+	tests/fault/test_lost_answers.py::test_a_takeover_is_granted_once \
+	tests/replication/test_home_region.py::test_every_operation_goes_to_the_keys_home_region_and_nothing_elsewhere \
+	tests/unit/test_lean.py::test_a_wrong_clock_is_corrected_once_and_for_all \
+	tests/unit/test_lean_transport.py::test_an_answer_is_read_whatever_pieces_it_comes_in \
+	tests/unit/test_retries.py::test_a_canceled_transaction_is_for_now_if_every_action_to_blame_is \
+	tests/unit/test_retries.py::test_a_canceled_transaction_is_throttled_if_any_action_is \
+	tests/unit/test_retries.py::test_the_request_is_sent_until_just_before_the_end_and_never_after_it \
+	tests/unit/test_sigv4.py::test_thousands_of_requests_are_signed_as_botocore_signs_them \
+	tests/unit/test_user_requests.py::test_a_request_is_the_one_that_boto3s_resources_would_send
 
 # They are about template.yaml, and need SAM and its emulator.
 STACK_TESTS := $(addprefix tests/e2e/test_,template.py deploy.py emulator.py)
@@ -68,10 +97,10 @@ ci: .venv/python  ## The demo, then test and e2e side by side
 test-all: test-covered test-stress  ## All tests, on one Python
 
 test-covered: .venv/wheel .venv/tests engines  ## What reaches every line, with coverage
-	$(INSTALLED) .venv/bin/pytest --ignore=tests/e2e $(STRESS_TESTS:%=--ignore=%) --cov --cov-report=term-missing
+	$(INSTALLED) .venv/bin/pytest --ignore=tests/e2e $(STRESS_TESTS:%=--ignore=%) $(MANY_CASES:%=--deselect=%) --cov --cov-report=term-missing
 
 test-stress: .venv/wheel .venv/tests engines  ## The others: the contract on real engines, random faults, races, interleavings
-	$(INSTALLED) .venv/bin/pytest -p no:cacheprovider --chaos-attempts=1500 $(STRESS_TESTS)
+	$(INSTALLED) .venv/bin/pytest -p no:cacheprovider --chaos-attempts=1500 $(STRESS_TESTS) $(MANY_CASES)
 
 test-unit: .venv/wheel .venv/tests  ## The fast ones, which need no engine
 	$(INSTALLED) .venv/bin/pytest tests/unit tests/behaviour

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,13 @@ def test_the_core_reads_no_clock_and_draws_no_numbers(module_name: str) -> None:
 @pytest.mark.parametrize("package", [idempotency, persistence])
 def test_both_packages_are_typed(package: ModuleType) -> None:
     assert (Path(package.__path__[0]) / "py.typed").is_file()
+
+
+def test_what_is_not_measured_is_one_test_and_no_others_whose_names_begin_alike() -> None:
+    """`--deselect` would leave them out of `make test-covered`, and `make test-stress` would not know of them."""
+    unmeasured = re.findall(r"(tests/\S+\.py)::(test_\w+)", (PYPROJECT.parent / "Makefile").read_text(encoding="utf-8"))
+
+    assert unmeasured
+    for file, name in unmeasured:
+        names = re.findall(r"^(?:async )?def (test_\w+)", (PYPROJECT.parent / file).read_text(encoding="utf-8"), re.MULTILINE)
+        assert [each for each in names if each.startswith(name)] == [name]
