@@ -3,8 +3,8 @@
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Half of what is installed is never imported: Python compiles what is, instead of pip, and keeps it for the next process.
 export PYTHONDONTWRITEBYTECODE :=
-# The Python of .venv; `make test` tries the machine's other ones, too.
-PYTHON ?= $(shell tests/engines/pythons.sh | sed -n '1s/[^ ]* //p')
+# The Python of .venv; `make test` tries the machine's other ones, too.  To ask them all takes a second: the answer is kept.
+PYTHON ?= $(eval PYTHON := $(shell tests/engines/pythons.sh | sed -n '1s/[^ ]* //p'))$(PYTHON)
 
 PIP := bin/python -m pip --quiet
 # What is tested is the wheel, so the folders of the packages must not be on sys.path.  The sample is in no wheel: it has a
@@ -17,7 +17,7 @@ SOURCES := pyproject.toml README.md LICENSE $(shell find idempotency persistence
 CORE_TESTS := tests/unit tests/behaviour tests/conformance \
 	$(addprefix --ignore=tests/conformance/test_,cache_races.py exchange.py cache_exchange.py)
 NOT_CORE := odd-names or moto or cluster or tls or dynamodb-lean
-OTHER_PYTHONS = $(filter-out $(shell cat .venv/python),$(shell tests/engines/pythons.sh | cut -d ' ' -f 1))
+OTHER_PYTHONS = $(eval OTHER_PYTHONS := $(filter-out $(shell cat .venv/python),$(shell tests/engines/pythons.sh | cut -d ' ' -f 1)))$(OTHER_PYTHONS)
 # The lowest versions are tried on one of those, so that each Python of a machine is used once; without another one, on ours.
 LOWEST_PYTHON = $(firstword $(OTHER_PYTHONS) $(shell cat .venv/python))
 # They compare with what Powertools or botocore does today, need the durable functions SDK and with it a newer boto3, or ask who wins.
