@@ -107,7 +107,7 @@ test: .venv/python  ## Everything: lint, all tests, coverage, other Pythons, low
 # One after another, they would let a core idle at the start of each and at its end.  The demo comes before what only tests need is
 # installed beside it.
 ci: .venv/python  ## The demo, then test and e2e side by side
-	$(PARALLEL) demo engines .venvs/sam/ready
+	$(PARALLEL) demo engines .venvs/sam/ready .venvs/ministack/ready
 	$(PARALLEL) $(wordlist 1,3,$(TESTS)) e2e-stack e2e-runtime $(wordlist 4,9,$(TESTS))
 
 test-all: test-covered test-faults test-stress  ## All tests, on one Python
