@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, assert_never
+from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
 from idempotency.attempt import Attempt, restore, running_attempt
 from idempotency.events import Throttled, notify
@@ -69,7 +69,7 @@ LONGEST_PAUSE_MS: Final = 1_000
 GIVE_UP_MS: Final = 3_000
 
 
-class Call(NamedTuple):
+class Call:
     """One call of one function, ready to be driven.
 
     Attributes:
@@ -79,10 +79,15 @@ class Call(NamedTuple):
         observers: Who is told of events.
     """
 
-    plan: Plan
-    invoke: Callable[[], Any]
-    serialize: Callable[[Any], str]
-    observers: Sequence[Observer]
+    __slots__ = ("invoke", "observers", "plan", "serialize")
+
+    def __init__(
+        self, plan: Plan, invoke: Callable[[], Any], serialize: Callable[[Any], str], observers: Sequence[Observer]
+    ) -> None:
+        self.plan = plan
+        self.invoke = invoke
+        self.serialize = serialize
+        self.observers = observers
 
 
 def drive(call: Call, store: BasePersistenceLayer, cached: Refused | None = None) -> Outcome:
@@ -142,12 +147,15 @@ class _Watched:
             yield
         finally:
             restore(call_notices, token)
-            for operation, requests, reasons in notices:
-                key, at_ms = self.call.plan.key, self.clock_ms()
-                notify(
-                    self.call.observers,
-                    Throttled(key=key, at_ms=at_ms, operation=operation, requests=requests, reasons=reasons),
+            for notice in notices:
+                event = Throttled(
+                    key=self.call.plan.key,
+                    at_ms=self.clock_ms(),
+                    operation=notice.operation,
+                    requests=notice.requests,
+                    reasons=notice.reasons,
                 )
+                notify(self.call.observers, event)
 
     def attempt(self, granted: DataRecord) -> Attempt:
         lease_end_ms = granted.in_progress_expiry_timestamp
@@ -207,14 +215,14 @@ class _Performer(_Watched):
 
     def perform(self, effect: Effect) -> Reply:
         try:
+            if isinstance(effect, Claim):
+                return self._claim(effect.supersedes)
+            if isinstance(effect, Run):
+                return self._run(effect.granted)
+            if isinstance(effect, Complete):
+                self.store.complete(effect.record)
+                return STORED
             match effect:
-                case Claim(supersedes):
-                    return self._claim(supersedes)
-                case Run(granted):
-                    return self._run(granted)
-                case Complete(record):
-                    self.store.complete(record)
-                    return STORED
                 case Commit() | Release() | Renew():
                     self._write(effect)
                     return STORED
@@ -290,14 +298,14 @@ class _AsyncPerformer(_Watched):
 
     async def perform(self, effect: Effect) -> Reply:
         try:
+            if isinstance(effect, Claim):
+                return await self._claim(effect.supersedes)
+            if isinstance(effect, Run):
+                return await self._run(effect.granted)
+            if isinstance(effect, Complete):
+                await _to_its_end(self.store.complete(effect.record))
+                return STORED
             match effect:
-                case Claim(supersedes):
-                    return await self._claim(supersedes)
-                case Run(granted):
-                    return await self._run(granted)
-                case Complete(record):
-                    await _to_its_end(self.store.complete(record))
-                    return STORED
                 case Commit() | Release() | Renew():
                     await self._write(effect)
                     return STORED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, dataclass_transform
 
-from idempotency._values import Value
+from persistence._values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

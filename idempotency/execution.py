@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, TypeVar
 
 from idempotency import events
-from idempotency._values import Value
+from persistence._values import Value
 from persistence.datarecord import COMPLETED, INPROGRESS, DataRecord
 from persistence.exceptions import (
     BaseError,
@@ -69,7 +69,7 @@ def _is_exit(error: BaseException) -> bool:
     return isinstance(error, CancelledError)
 
 
-class Plan(NamedTuple):
+class Plan(Value):
     """Everything that is fixed for one call.
 
     Attributes:
@@ -91,21 +91,61 @@ class Plan(NamedTuple):
         is_suspension: Tells the errors that end the run without ending the attempt, which then keeps its claim.
     """
 
-    key: str
-    payload_hash: str
-    owner_token: str
-    lease_ms: int | None
-    lease_end_ms: int | None
-    deadline_ms: int | None
-    expires_after_ms: int
-    wait_until_ms: int | None
-    takes_over_orphans: bool
-    resumes: bool
-    holder: str
-    key_expression: str
-    is_observed: bool
-    outlives_call: bool = False
-    is_suspension: Callable[[BaseException], bool] = _is_foreign
+    __slots__ = __match_args__ = (
+        "key",
+        "payload_hash",
+        "owner_token",
+        "lease_ms",
+        "lease_end_ms",
+        "deadline_ms",
+        "expires_after_ms",
+        "wait_until_ms",
+        "takes_over_orphans",
+        "resumes",
+        "holder",
+        "key_expression",
+        "is_observed",
+        "outlives_call",
+        "is_suspension",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        payload_hash: str,
+        owner_token: str,
+        lease_ms: int | None,
+        lease_end_ms: int | None,
+        deadline_ms: int | None,
+        expires_after_ms: int,
+        wait_until_ms: int | None,
+        takes_over_orphans: bool,
+        resumes: bool,
+        holder: str,
+        key_expression: str,
+        is_observed: bool,
+        outlives_call: bool = False,
+        is_suspension: Callable[[BaseException], bool] = _is_foreign,
+    ) -> None:
+        self.key = key
+        self.payload_hash = payload_hash
+        self.owner_token = owner_token
+        self.lease_ms = lease_ms
+        self.lease_end_ms = lease_end_ms
+        self.deadline_ms = deadline_ms
+        self.expires_after_ms = expires_after_ms
+        self.wait_until_ms = wait_until_ms
+        self.takes_over_orphans = takes_over_orphans
+        self.resumes = resumes
+        self.holder = holder
+        self.key_expression = key_expression
+        self.is_observed = is_observed
+        self.outlives_call = outlives_call
+        self.is_suspension = is_suspension
+
+    def replace(self, **changes: Any) -> Plan:
+        """A copy with *changes*."""
+        return Plan(**{**{name: getattr(self, name) for name in self.__slots__}, **changes})
 
     def offer(self, supersedes: DataRecord | None, now_ms: int) -> DataRecord:
         """The record that claims the key from *now_ms* on, superseding the record that was seen to be claimable, if any."""
@@ -155,7 +195,10 @@ class Plan(NamedTuple):
         if not self.takes_over_orphans:
             return now_ms // 1000 + NEVER_SECONDS
         expiry = (now_ms + self.expires_after_ms) // 1000
-        return expiry if lease_end_ms is None else max(expiry, -(-lease_end_ms // 1000))
+        if lease_end_ms is None:
+            return expiry
+        lease_end = -(-lease_end_ms // 1000)
+        return lease_end if lease_end > expiry else expiry  # noqa: FURB136 - in every call, and max() takes four times as long
 
 
 # Effects

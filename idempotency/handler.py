@@ -277,7 +277,7 @@ class IdempotencyHandler:
             bool(config.observers),
         )
         if invocation.durable_arn is not None:
-            plan = plan._replace(outlives_call=True, is_suspension=_is_suspension)
+            plan = plan.replace(outlives_call=True, is_suspension=_is_suspension)
         return Call(plan, invoke, result_json if self._serializer is None else self._serialized, config.observers)
 
     def _serialized(self, value: Any) -> str:

@@ -24,9 +24,10 @@ import os
 import socket
 import sys
 from _thread import allocate_lock  # threading makes its Lock of it, and costs more to import than this module
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from persistence._sigv4 import Credentials
+from persistence._values import Value
 from persistence.exceptions import IdempotencyPersistenceConfigError
 
 if TYPE_CHECKING:
@@ -91,14 +92,17 @@ HASHED_AUTHORITY: Final = "ce5e74ef.0"
 HASHED_DIRECTORIES: Final = ("/etc/ssl/certs", "/etc/pki/ca-trust/extracted/pem/directory-hash")
 
 
-class Endpoint(NamedTuple):
+class Endpoint(Value):
     """Where requests go.  `host` is a name or an address, without brackets, and in small letters."""
 
-    is_tls: bool
-    host: str
-    port: int
-    host_header: str
-    path: str
+    __slots__ = __match_args__ = ("is_tls", "host", "port", "host_header", "path")
+
+    def __init__(self, is_tls: bool, host: str, port: int, host_header: str, path: str) -> None:
+        self.is_tls = is_tls
+        self.host = host
+        self.port = port
+        self.host_header = host_header
+        self.path = path
 
 
 def resolve(region_name: str | None, endpoint_url: str | None) -> tuple[str, Endpoint]:

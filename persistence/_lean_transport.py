@@ -12,7 +12,7 @@ import select
 import socket
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from persistence._lean_errors import LostAnswerError, NotSentError
@@ -43,12 +43,15 @@ _HEX: Final = frozenset("0123456789abcdefABCDEF")
 _BODILESS: Final = frozenset({204, 304})
 
 
-class Answer(NamedTuple):
+class Answer:
     """A whole answer.  The names of headers are in small letters."""
 
-    status: int
-    headers: dict[str, str]
-    body: bytes
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
 
     def __repr__(self) -> str:
         return f"Answer({self.status}, ...)"

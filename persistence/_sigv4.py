@@ -9,7 +9,9 @@ from __future__ import annotations
 from hashlib import sha256
 from hmac import digest
 from time import gmtime
-from typing import Final, NamedTuple
+from typing import Final
+
+from persistence._values import Value
 
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
 SERVICE: Final = "dynamodb"
@@ -19,12 +21,15 @@ CONTENT_TYPE: Final = "application/x-amz-json-1.0"
 _PLAIN: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~/")
 
 
-class Credentials(NamedTuple):
+class Credentials(Value):
     """Whose signature it is; *token* only with temporary credentials."""
 
-    access_key: str
-    secret_key: str
-    token: str | None = None
+    __slots__ = __match_args__ = ("access_key", "secret_key", "token")
+
+    def __init__(self, access_key: str, secret_key: str, token: str | None = None) -> None:
+        self.access_key = access_key
+        self.secret_key = secret_key
+        self.token = token
 
     def __repr__(self) -> str:
         return "Credentials(...)"
@@ -95,14 +100,18 @@ class Signer:
         """
         second = int(now)
         moment = self._moment  # read once: another thread may replace it
-        if moment is None or moment.second != second or moment.credentials != credentials:
+        if (
+            moment is None
+            or moment.second != second
+            or (moment.credentials is not credentials and moment.credentials != credentials)
+        ):
             self._moment = moment = self._moment_of(credentials, second)
         request = f"{moment.before_target}{target}{moment.before_hash}{sha256(body).hexdigest()}"
         to_sign = f"{moment.before_request_hash}{sha256(request.encode()).hexdigest()}"
         return f"{moment.headers}{digest(moment.key, to_sign.encode(), 'sha256').hex()}\r\n"
 
     def _moment_of(self, credentials: Credentials, second: int) -> _Moment:
-        access_key, _, token = credentials
+        access_key, token = credentials.access_key, credentials.token
         if not _fits_a_header(access_key + (token or "")):
             raise ValueError("The credentials hold a line break or another character that no header can hold")
         time = gmtime(second)

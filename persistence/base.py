@@ -11,8 +11,9 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from persistence._values import Value
 from persistence.datarecord import COMPLETED, INPROGRESS, STATUS_CONSTANTS, DataRecord
 from persistence.exceptions import (
     IdempotencyInvalidStatusError,
@@ -78,16 +79,36 @@ COMMIT_ANSWERS: Final = (IdempotencyLeaseLostError, IdempotencyTransactionCancel
 KNOWN_STATUSES: Final = frozenset({INPROGRESS, COMPLETED})
 
 
-class CallSettings(NamedTuple):
+class CallSettings(Value):
     """The configuration of the running call, for hooks written for Powertools, which read it from their store."""
 
-    function_name: str = ""
-    event_key_jmespath: str = ""
-    payload_validation_enabled: bool = False
-    raise_on_no_idempotency_key: bool = False
-    expires_after_seconds: int = 60 * 60
-    use_local_cache: bool = False
-    hash_function: Callable[..., Any] = hashlib.md5
+    __slots__ = __match_args__ = (
+        "function_name",
+        "event_key_jmespath",
+        "payload_validation_enabled",
+        "raise_on_no_idempotency_key",
+        "expires_after_seconds",
+        "use_local_cache",
+        "hash_function",
+    )
+
+    def __init__(
+        self,
+        function_name: str = "",
+        event_key_jmespath: str = "",
+        payload_validation_enabled: bool = False,
+        raise_on_no_idempotency_key: bool = False,
+        expires_after_seconds: int = 60 * 60,
+        use_local_cache: bool = False,
+        hash_function: Callable[..., Any] = hashlib.md5,
+    ) -> None:
+        self.function_name = function_name
+        self.event_key_jmespath = event_key_jmespath
+        self.payload_validation_enabled = payload_validation_enabled
+        self.raise_on_no_idempotency_key = raise_on_no_idempotency_key
+        self.expires_after_seconds = expires_after_seconds
+        self.use_local_cache = use_local_cache
+        self.hash_function = hash_function
 
 
 class Refusal:

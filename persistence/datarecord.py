@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from persistence._values import Value
 from persistence.exceptions import IdempotencyInvalidStatusError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _scan: Final = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # it 
 _set: Final = object.__setattr__
 
 
-class OffloadedResult(NamedTuple):
+class OffloadedResult(Value):
     """Where a result is kept that is too large for its record.
 
     Attributes:
@@ -43,9 +44,12 @@ class OffloadedResult(NamedTuple):
         size: How many bytes are stored.
     """
 
-    location: str
-    sha256: str
-    size: int
+    __slots__ = __match_args__ = ("location", "sha256", "size")
+
+    def __init__(self, location: str, sha256: str, size: int) -> None:
+        self.location = location
+        self.sha256 = sha256
+        self.size = size
 
 
 class DataRecord:

@@ -14,12 +14,13 @@ import sys
 import time
 from binascii import a2b_base64, b2a_base64
 from json import JSONEncoder, loads
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from persistence._lean_errors import LostAnswerError, ServiceError
 from persistence._lean_settings import credentials_source, resolve
 from persistence._lean_transport import Answer, Pool
 from persistence._sigv4 import CONTENT_TYPE, Signer
+from persistence._values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,11 +63,14 @@ MORE: Final = {
 }
 
 
-class Meta(NamedTuple):
+class Meta(Value):
     """What a boto3 client tells of itself under the same names."""
 
-    region_name: str
-    endpoint_url: str
+    __slots__ = __match_args__ = ("region_name", "endpoint_url")
+
+    def __init__(self, region_name: str, endpoint_url: str) -> None:
+        self.region_name = region_name
+        self.endpoint_url = endpoint_url
 
 
 class LeanClient:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import NamedTuple
+
+from persistence._values import Value
 
 
-class Throttling(NamedTuple):
+class Throttling(Value):
     """The service refused a request for now, at least once.
 
     Attributes:
@@ -15,9 +16,12 @@ class Throttling(NamedTuple):
         reasons: Why, in the service's words, such as `TableWriteKeyRangeThroughputExceeded`; each once.
     """
 
-    operation: str
-    requests: int
-    reasons: tuple[str, ...]
+    __slots__ = __match_args__ = ("operation", "requests", "reasons")
+
+    def __init__(self, operation: str, requests: int, reasons: tuple[str, ...]) -> None:
+        self.operation = operation
+        self.requests = requests
+        self.reasons = reasons
 
 
 #: Where the running call's notices are collected; None if nobody asked for them.

@@ -50,6 +50,22 @@ def test_nothing_heavy_is_imported(program: str) -> None:
     assert loaded_after(program) == []
 
 
+def test_no_text_is_compiled_by_importing_what_a_function_needs() -> None:
+    """The first text that is compiled costs a process as much as all of the state machine; named tuples have such."""
+    program = (
+        "compiled = []\n"
+        "def hook(event, args):\n"
+        "    if event == 'compile' and args[1] == '<string>' and not args[0].startswith(b'lambda _cls, '):\n"  # Python's own
+        "        compiled.append(args[0])\n"
+        "sys.addaudithook(hook)\n"
+        "from idempotency import DynamoDBPersistenceLayer, IdempotencyConfig, idempotent, idempotent_function, make_idempotent\n"
+        "import persistence.lean\n"
+        "assert compiled == [], compiled"
+    )
+
+    assert loaded_after(program, []) == []
+
+
 @pytest.mark.parametrize(
     ("expression", "imports"), [("id", []), ("order.id", []), ("[id, amount]", ["jmespath"]), ('"id"', ["jmespath"])]
 )

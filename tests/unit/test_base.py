@@ -602,7 +602,7 @@ def test_inside_a_call_a_store_reads_the_calls_configuration(kind: Any) -> None:
         call_settings.set(SETTINGS)
         return {name: getattr(store, name) for name in DEFAULTS}
 
-    assert copy_context().run(call) == SETTINGS._asdict()
+    assert copy_context().run(call) == {name: getattr(SETTINGS, name) for name in SETTINGS.__match_args__}
     assert store.function_name == ""
 
 

@@ -82,7 +82,7 @@ PLAN = Plan(
     key_expression="body.id",
     is_observed=False,
 )
-OBSERVED = PLAN._replace(is_observed=True)
+OBSERVED = PLAN.replace(is_observed=True)
 
 GRANTED = DataRecord(
     "fn#1",
@@ -134,7 +134,7 @@ def rejection(outcome: Outcome, kind: type[BaseError]) -> Any:
 
 
 def test_an_offer_carries_all_that_the_plan_fixes() -> None:
-    plan = PLAN._replace(payload_hash="hash")
+    plan = PLAN.replace(payload_hash="hash")
 
     assert plan.offer(None, NOW_MS) == DataRecord(
         "fn#1",
@@ -164,7 +164,7 @@ def test_an_offer_that_supersedes_an_unfinished_attempt_says_so(seen: DataRecord
 
 
 def test_a_renewed_lease_counts_from_the_offer_and_from_each_renewal() -> None:
-    plan = PLAN._replace(lease_ms=5_000, lease_end_ms=None)
+    plan = PLAN.replace(lease_ms=5_000, lease_end_ms=None)
 
     offer = plan.offer(None, NOW_MS)
     renewed = plan.renewed(offer, NOW_MS + 4_000)
@@ -180,7 +180,7 @@ def test_a_fixed_lease_ends_when_it_ends_whenever_it_is_offered() -> None:
 
 
 def test_without_a_lease_a_claim_holds_until_its_expiry() -> None:
-    offer = PLAN._replace(lease_end_ms=None).offer(None, NOW_MS)
+    offer = PLAN.replace(lease_end_ms=None).offer(None, NOW_MS)
 
     assert (offer.in_progress_expiry_timestamp, offer.expiry_timestamp) == (None, EXPIRY_S)
 
@@ -200,14 +200,14 @@ def test_without_a_lease_a_claim_holds_until_its_expiry() -> None:
 def test_a_claim_never_expires_before_its_lease_ends_because_a_tables_ttl_deletes_what_has_expired(
     lease_end_ms: int, expiry: int
 ) -> None:
-    plan = PLAN._replace(lease_end_ms=lease_end_ms, expires_after_ms=2_000)
+    plan = PLAN.replace(lease_end_ms=lease_end_ms, expires_after_ms=2_000)
 
     assert plan.offer(None, NOW_MS).expiry_timestamp == expiry
 
 
 @pytest.mark.parametrize("expires_after_ms", [0, 1, 1_000])
 def test_a_renewal_moves_the_expiry_past_the_lease_too(expires_after_ms: int) -> None:
-    plan = PLAN._replace(lease_ms=60_000, expires_after_ms=expires_after_ms)
+    plan = PLAN.replace(lease_ms=60_000, expires_after_ms=expires_after_ms)
 
     renewed = plan.renewed(GRANTED, NOW_MS + 1_000_000)
 
@@ -216,7 +216,7 @@ def test_a_renewal_moves_the_expiry_past_the_lease_too(expires_after_ms: int) ->
 
 
 def test_a_claim_that_nobody_may_take_over_expires_in_years() -> None:
-    plan = PLAN._replace(takes_over_orphans=False, lease_ms=60_000)
+    plan = PLAN.replace(takes_over_orphans=False, lease_ms=60_000)
 
     assert plan.offer(None, NOW_MS).expiry_timestamp == NOW_MS // 1000 + NEVER_SECONDS
     assert plan.renewed(GRANTED, NOW_MS).expiry_timestamp == NOW_MS // 1000 + NEVER_SECONDS
@@ -224,7 +224,7 @@ def test_a_claim_that_nobody_may_take_over_expires_in_years() -> None:
 
 
 def test_a_result_is_replayed_for_its_time_counted_from_completion() -> None:
-    record = PLAN._replace(expires_after_ms=1_500).completed(GRANTED, "[]", NOW_MS + 10_000)
+    record = PLAN.replace(expires_after_ms=1_500).completed(GRANTED, "[]", NOW_MS + 10_000)
 
     assert record == GRANTED.replace(status="COMPLETED", response_data="[]", expiry_timestamp=(NOW_MS + 11_500) // 1000)
 
@@ -250,9 +250,9 @@ def test_outcomes_are_immutable() -> None:
 
 # The judge
 
-HASHED = PLAN._replace(payload_hash="hash")
-STRICT = PLAN._replace(takes_over_orphans=False)
-RESUMING = PLAN._replace(resumes=True)
+HASHED = PLAN.replace(payload_hash="hash")
+STRICT = PLAN.replace(takes_over_orphans=False)
+RESUMING = PLAN.replace(resumes=True)
 
 
 @pytest.mark.parametrize(
@@ -288,8 +288,8 @@ RESUMING = PLAN._replace(resumes=True)
         (RUNNING, LEASE_END_MS + 1, RESUMING, Verdict.RUN),
         (FOREIGN, NOW_MS, RESUMING, Verdict.RUN),
         (FOREIGN, EXPIRED_MS, RESUMING, Verdict.RUN),
-        (RUNNING, LEASE_END_MS + 1, RESUMING._replace(takes_over_orphans=False), Verdict.RUN),
-        (RUNNING, NOW_MS, RESUMING._replace(payload_hash="other"), Verdict.RUN),
+        (RUNNING, LEASE_END_MS + 1, RESUMING.replace(takes_over_orphans=False), Verdict.RUN),
+        (RUNNING, NOW_MS, RESUMING.replace(payload_hash="other"), Verdict.RUN),
         (DONE, NOW_MS, RESUMING, Verdict.REPLAY),
         (DONE, EXPIRED_MS, RESUMING, Verdict.RETRY),
         # completed
@@ -309,10 +309,10 @@ RESUMING = PLAN._replace(resumes=True)
         (
             RUNNING.replace(payload_hash="other"),
             LEASE_END_MS + 1,
-            HASHED._replace(takes_over_orphans=False),
+            HASHED.replace(takes_over_orphans=False),
             Verdict.PAYLOAD_MISMATCH,
         ),
-        (RUNNING.replace(payload_hash="hash"), LEASE_END_MS + 1, HASHED._replace(takes_over_orphans=False), Verdict.ORPHANED),
+        (RUNNING.replace(payload_hash="hash"), LEASE_END_MS + 1, HASHED.replace(takes_over_orphans=False), Verdict.ORPHANED),
         (DONE.replace(payload_hash="hash"), NOW_MS, HASHED, Verdict.REPLAY),
         (DONE.replace(payload_hash="other"), NOW_MS, HASHED, Verdict.PAYLOAD_MISMATCH),
         (DONE, NOW_MS, HASHED, Verdict.PAYLOAD_MISMATCH),
@@ -388,7 +388,7 @@ def test_our_own_record_that_refuses_us_means_that_the_key_is_ours() -> None:
 
 
 def test_a_recovered_claim_is_run_under_its_key_with_this_calls_deadline_and_payload() -> None:
-    plan = HASHED._replace(deadline_ms=DEADLINE_MS + 7)
+    plan = HASHED.replace(deadline_ms=DEADLINE_MS + 7)
     stored = OURS.replace(idempotency_key="payments", sort_key="fn#1", payload_hash="stale")
     steps = execution(plan)
     steps.send(None)
@@ -420,7 +420,7 @@ def test_a_resumed_execution_adopts_the_record_and_its_token() -> None:
 
 # Leases that are renewed: what matters is what is left of them when the function begins
 
-RENEWING = PLAN._replace(lease_ms=60_000, lease_end_ms=None)
+RENEWING = PLAN.replace(lease_ms=60_000, lease_end_ms=None)
 
 
 @pytest.mark.parametrize(("now_ms", "left"), [(LEASE_END_MS - 1, True), (LEASE_END_MS, True), (LEASE_END_MS + 1, False)])
@@ -449,7 +449,7 @@ def test_answers_that_always_take_longer_than_the_lease_are_an_error_in_the_end(
 
 @pytest.mark.parametrize(
     ("plan", "stored", "now_ms"),
-    [(RENEWING, OURS, NOW_MS + 7_000), (RENEWING._replace(resumes=True), RUNNING, EXPIRED_MS)],
+    [(RENEWING, OURS, NOW_MS + 7_000), (RENEWING.replace(resumes=True), RUNNING, EXPIRED_MS)],
     ids=["answer lost", "resumed"],
 )
 def test_a_recovered_claim_is_renewed_before_the_function_runs(plan: Plan, stored: DataRecord, now_ms: int) -> None:
@@ -460,7 +460,7 @@ def test_a_recovered_claim_is_renewed_before_the_function_runs(plan: Plan, store
     )
 
     play(
-        execution(plan._replace(is_observed=True)),
+        execution(plan.replace(is_observed=True)),
         (Claim(None), Refused(stored, now_ms)),
         (Renew(renewed), STORED),
         told(events.RecoveredOwnWrite(key="fn#1", at_ms=now_ms, generation=4)),
@@ -475,7 +475,7 @@ def test_a_resumed_claim_that_has_no_lease_is_run_as_it_is() -> None:
     resumed = stored.replace(deadline_ms=DEADLINE_MS)
 
     play(
-        execution(RENEWING._replace(resumes=True)),
+        execution(RENEWING.replace(resumes=True)),
         (Claim(None), Refused(stored, NOW_MS)),
         (Run(resumed), Raised(SuspendExecution(), NOW_MS)),
     )
@@ -488,8 +488,8 @@ UNRENEWED = IdempotencyPersistenceLayerError("Failed to renew the lease in the i
     ("plan", "stored", "now_ms"),
     [
         (RENEWING, OURS, LEASE_END_MS),
-        (RENEWING._replace(resumes=True), RUNNING, LEASE_END_MS),
-        (RENEWING._replace(takes_over_orphans=False), OURS, LEASE_END_MS + 1),
+        (RENEWING.replace(resumes=True), RUNNING, LEASE_END_MS),
+        (RENEWING.replace(takes_over_orphans=False), OURS, LEASE_END_MS + 1),
     ],
     ids=["answer lost", "resumed", "nobody may take over"],
 )
@@ -507,7 +507,7 @@ def test_a_recovered_claim_that_cannot_be_renewed_runs_on_the_lease_that_it_has(
 
 def test_a_recovered_claim_whose_lease_is_over_and_cannot_be_renewed_is_not_run() -> None:
     """Anybody may take it over at any moment."""
-    plan = RENEWING._replace(resumes=True)
+    plan = RENEWING.replace(resumes=True)
     late_ms = LEASE_END_MS + 1
 
     outcome = play(
@@ -588,7 +588,7 @@ def test_a_result_that_was_not_kept_is_an_error_and_never_a_second_run() -> None
 
 def test_another_payload_is_refused_in_powertools_words() -> None:
     outcome = play(
-        execution(HASHED._replace(is_observed=True)),
+        execution(HASHED.replace(is_observed=True)),
         (Claim(None), Refused(DONE.replace(payload_hash="other"), NOW_MS)),
         told(events.Refused(key="fn#1", at_ms=NOW_MS, reason="payload mismatch", holder="request-theirs")),
     )
@@ -625,7 +625,7 @@ def test_an_attempt_in_a_composite_table_is_named_with_its_sort_key() -> None:
 )
 def test_an_orphan_that_nobody_may_take_over_is_refused_with_the_end_of_its_lease(existing: DataRecord, ended: str) -> None:
     outcome = play(
-        execution(STRICT._replace(is_observed=True)),
+        execution(STRICT.replace(is_observed=True)),
         (Claim(None), Refused(existing, EXPIRED_MS)),
         told(events.Refused(key="fn#1", at_ms=EXPIRED_MS, reason="orphaned", holder=existing.holder)),
     )
@@ -697,7 +697,7 @@ def test_a_cached_result_costs_no_claim() -> None:
 # Waiting
 
 UNTIL_MS = NOW_MS + 5_000
-WAITING = PLAN._replace(wait_until_ms=UNTIL_MS)
+WAITING = PLAN.replace(wait_until_ms=UNTIL_MS)
 
 
 @pytest.mark.parametrize(
@@ -717,7 +717,7 @@ def test_a_call_without_time_to_wait_is_refused_at_once(now_ms: int) -> None:
 
 def test_a_call_that_waits_reads_until_it_finds_the_result() -> None:
     outcome = play(
-        execution(WAITING._replace(is_observed=True)),
+        execution(WAITING.replace(is_observed=True)),
         (Claim(None), Refused(RUNNING, NOW_MS)),
         (Wait(0, 5_000), None),
         (Fetch(), Found(RUNNING, NOW_MS + 40)),
@@ -734,7 +734,7 @@ def test_a_call_that_waits_in_vain_is_refused_when_its_time_is_up() -> None:
     later = RUNNING.replace(holder="request-third")
 
     outcome = play(
-        execution(WAITING._replace(is_observed=True)),
+        execution(WAITING.replace(is_observed=True)),
         (Claim(None), Refused(RUNNING, NOW_MS)),
         (Wait(0, 5_000), None),
         (Fetch(), Found(RUNNING, UNTIL_MS - 1)),
@@ -796,8 +796,8 @@ def test_of_many_that_wait_those_who_lose_the_next_claim_wait_on() -> None:
 @pytest.mark.parametrize(
     ("plan", "found", "kind"),
     [
-        (WAITING._replace(payload_hash="hash"), DONE.replace(payload_hash="other"), IdempotencyValidationError),
-        (WAITING._replace(takes_over_orphans=False), RUNNING.replace(in_progress_expiry_timestamp=0), IdempotencyOrphanedError),
+        (WAITING.replace(payload_hash="hash"), DONE.replace(payload_hash="other"), IdempotencyValidationError),
+        (WAITING.replace(takes_over_orphans=False), RUNNING.replace(in_progress_expiry_timestamp=0), IdempotencyOrphanedError),
         (WAITING, DONE.replace(result_kept=False), IdempotencyResultNotKeptError),
     ],
     ids=["other payload", "orphaned", "not kept"],
@@ -818,8 +818,8 @@ def test_waiting_ends_with_whatever_ends_a_call(plan: Plan, found: DataRecord, k
 @pytest.mark.parametrize(
     ("plan", "existing", "kind"),
     [
-        (HASHED._replace(wait_until_ms=UNTIL_MS), RUNNING, IdempotencyValidationError),
-        (WAITING._replace(takes_over_orphans=False), RUNNING.replace(in_progress_expiry_timestamp=0), IdempotencyOrphanedError),
+        (HASHED.replace(wait_until_ms=UNTIL_MS), RUNNING, IdempotencyValidationError),
+        (WAITING.replace(takes_over_orphans=False), RUNNING.replace(in_progress_expiry_timestamp=0), IdempotencyOrphanedError),
     ],
     ids=["other payload", "orphaned"],
 )
@@ -904,7 +904,7 @@ DOWN.__cause__ = OSError("reset")
 
 @pytest.mark.parametrize("refused", [Refused(PACKED, NOW_MS), Refused(PACKED.replace(payload_hash="hash"), NOW_MS)])
 def test_a_packed_result_is_loaded_before_it_is_replayed_and_told(refused: Refused) -> None:
-    plan = OBSERVED._replace(payload_hash=refused.existing.payload_hash if refused.existing else "")
+    plan = OBSERVED.replace(payload_hash=refused.existing.payload_hash if refused.existing else "")
 
     outcome = play(
         execution(plan),
@@ -1126,7 +1126,7 @@ def test_an_execution_that_outlives_its_call_gives_what_is_stored_perhaps_by_ano
     fenced = Fenced(stored, NOW_MS + 700)
     ways = {False: [(COMMIT, fenced)], True: [(COMMIT, Uncommitted(unanswered(), NOW_MS)), (Release(GRANTED), fenced)]}
 
-    outcome = play(execution(PLAN._replace(outlives_call=True)), GRANT, (Run(GRANTED), ENDED[1]), *ways[withdrawn], *script)
+    outcome = play(execution(PLAN.replace(outlives_call=True)), GRANT, (Run(GRANTED), ENDED[1]), *ways[withdrawn], *script)
 
     assert outcome == Replayed(None, OUR_RESULT)
 
@@ -1135,7 +1135,7 @@ def test_a_stored_result_of_another_process_that_cannot_be_loaded_is_its_error()
     stored = OUR_RESULT.replace(packed_result=b"packed")
 
     outcome = play(
-        execution(PLAN._replace(outlives_call=True)),
+        execution(PLAN.replace(outlives_call=True)),
         GRANT,
         (Run(GRANTED), ENDED[1]),
         (COMMIT, Fenced(stored, NOW_MS)),
@@ -1410,7 +1410,7 @@ class ContinuedLaterError(Exception):
 
 
 def test_an_error_by_which_a_plan_suspends_keeps_the_claim_and_every_other_frees_the_key() -> None:
-    plan = PLAN._replace(is_suspension=lambda error: isinstance(error, ContinuedLaterError | SystemExit))
+    plan = PLAN.replace(is_suspension=lambda error: isinstance(error, ContinuedLaterError | SystemExit))
 
     for suspension in (ContinuedLaterError(), SystemExit()):
         assert play(execution(plan), GRANT, (Run(GRANTED), Raised(suspension, NOW_MS))) == Failed(suspension)

@@ -26,7 +26,7 @@ from cryptography import x509
 from engines.tls import certificates
 
 from persistence import _lean_settings as settings
-from persistence._lean_settings import credentials_source, parse, resolve, tls_context
+from persistence._lean_settings import Endpoint, credentials_source, parse, resolve, tls_context
 from persistence._sigv4 import Credentials
 from persistence.exceptions import IdempotencyPersistenceConfigError
 
@@ -399,7 +399,7 @@ BAD = [
 
 @pytest.mark.parametrize(("url", "endpoint"), PLAIN)
 def test_an_endpoint_has_host_port_and_path(url: str, endpoint: tuple[bool, str, int, str, str]) -> None:
-    assert parse(url) == endpoint
+    assert parse(url) == Endpoint(*endpoint)
 
 
 @pytest.mark.parametrize("url", BAD)
@@ -534,7 +534,7 @@ def test_the_credentials_of_the_environment_are_boto3s(
     source = credentials_source()
 
     assert source() == credentials
-    assert tuple(source()) == tuple(get_session().get_credentials().get_frozen_credentials())[:3]
+    assert source() == Credentials(*get_session().get_credentials().get_frozen_credentials()[:3])
     assert source() is source()
 
 

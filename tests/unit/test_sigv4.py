@@ -45,7 +45,8 @@ def by_botocore(credentials: Credentials, region: str, host: str, path: str, tar
     """The headers that botocore's signer adds to the request of botocore's DynamoDB client."""
     headers = {"X-Amz-Target": target, "Content-Type": CONTENT_TYPE, "User-Agent": "any"}
     request = AWSRequest("POST", f"https://{host}{path}", headers=headers, data=body)
-    SigV4Auth(BotocoreCredentials(*credentials), "dynamodb", region).add_auth(request)
+    theirs = BotocoreCredentials(credentials.access_key, credentials.secret_key, credentials.token)
+    SigV4Auth(theirs, "dynamodb", region).add_auth(request)
     return {name: value for name, value in request.headers.items() if name not in headers}
 
 

@@ -1,4 +1,7 @@
-"""Values in the manner of frozen dataclasses, which cost every process that imports them 3 million instructions a class."""
+"""Values in the manner of dataclasses, which cost every process that imports them 3 million instructions a class.
+
+Named tuples cost one million, and ten more where their annotations are strings: the first of these wakes the compiler.
+"""
 
 from __future__ import annotations
 
