@@ -66,6 +66,23 @@ def test_no_text_is_compiled_by_importing_what_a_function_needs() -> None:
     assert loaded_after(program, []) == []
 
 
+def test_a_client_of_a_stores_own_reads_the_model_of_its_service_and_looks_for_no_other() -> None:
+    """Botocore has hundreds, and would look into the folder of each."""
+    program = (
+        "listed = []\n"
+        "sys.addaudithook(lambda event, args: event == 'os.listdir' and listed.append(str(args[0])))\n"
+        "from idempotency import DynamoDBPersistenceLayer\n"
+        "client = DynamoDBPersistenceLayer('table').client\n"
+        "client.close()\n"
+        "from pathlib import Path\n"
+        "import botocore\n"
+        "data = Path(botocore.__file__).parent / 'data'\n"
+        "print({Path(path).relative_to(data).parts[0] for path in listed if data in Path(path).parents})"
+    )
+
+    assert loaded_after(program, [], AWS_DEFAULT_REGION="eu-west-1") == ["{'dynamodb'}"]
+
+
 @pytest.mark.parametrize(
     ("expression", "imports"), [("id", []), ("order.id", []), ("[id, amount]", ["jmespath"]), ('"id"', ["jmespath"])]
 )
