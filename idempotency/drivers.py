@@ -40,6 +40,7 @@ from idempotency.execution import (
     Unstorable,
     Wait,
     execution,
+    usual,
 )
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
@@ -94,23 +95,29 @@ def drive(call: Call, store: BasePersistenceLayer, cached: Refused | None = None
     """Carry one call out, from its claim to its outcome.  Errors of the store propagate."""
     performer = _Performer(call, store)
     perform = performer.perform_observed if call.plan.is_observed else performer.perform
-    steps = execution(call.plan, cached)
-    reply: Reply = None
+    happened: list[Reply] = []
     try:
+        if not call.plan.is_observed:
+            ended = usual(call.plan, performer, cached)
+            if not isinstance(ended, list):
+                return ended
+            happened = ended
+        steps = execution(call.plan, cached)
+        reply: Reply = None
         while True:
             try:
                 effect = steps.send(reply)
             except StopIteration as end:
                 outcome: Outcome = end.value
                 return outcome
-            reply = perform(effect)
+            reply = happened.pop(0) if happened else perform(effect)
     finally:
         if performer.end_renewal is not None:
             performer.end_renewal()
 
 
 async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused | None = None) -> Outcome:
-    """As `drive`, for an async function."""
+    """As `drive`, for an async function.  Always by `execution`'s steps: beside asyncio's own they cost little."""
     performer = _AsyncPerformer(call, store)
     perform = performer.perform_observed if call.plan.is_observed else performer.perform
     steps = execution(call.plan, cached)
@@ -214,14 +221,13 @@ class _Performer(_Watched):
             return self.perform(effect)
 
     def perform(self, effect: Effect) -> Reply:
+        if isinstance(effect, Claim):
+            return self.claim(effect.supersedes)
+        if isinstance(effect, Run):
+            return self.run(effect.granted)
+        if isinstance(effect, Complete):
+            return self.complete(effect.record)
         try:
-            if isinstance(effect, Claim):
-                return self._claim(effect.supersedes)
-            if isinstance(effect, Run):
-                return self._run(effect.granted)
-            if isinstance(effect, Complete):
-                self.store.complete(effect.record)
-                return STORED
             match effect:
                 case Commit() | Release() | Renew():
                     self._write(effect)
@@ -252,7 +258,8 @@ class _Performer(_Watched):
             return Loaded(self.store.load(effect.record))
         return Found(self.store.fetch(self.call.plan.key), self.clock_ms())
 
-    def _claim(self, supersedes: DataRecord | None) -> Reply:
+    def claim(self, supersedes: DataRecord | None) -> Granted | Refused:
+        """Offer a claim."""
         offer = self.call.plan.offer(supersedes, self.clock_ms())
         try:
             granted = self.store.try_claim(offer)
@@ -271,7 +278,8 @@ class _Performer(_Watched):
         except Exception:  # noqa: BLE001 - logged
             _logger().debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
 
-    def _run(self, granted: DataRecord) -> Reply:
+    def run(self, granted: DataRecord) -> Reply:
+        """Run the function, its lease renewed meanwhile where it is one that is."""
         attempt = self.attempt(granted)
         if self.call.plan.lease_ms is not None:
             self.renew_with(granted, attempt, self.store.renew)
@@ -284,6 +292,14 @@ class _Performer(_Watched):
             running_attempt.reset(token)
             transaction = attempt.close()
         return self.returned(value, transaction)
+
+    def complete(self, record: DataRecord) -> Reply:
+        """Store the result."""
+        try:
+            self.store.complete(record)
+        except Exception as error:  # noqa: BLE001 - sorted out there
+            return self.failed(Complete(record), error)
+        return STORED
 
 
 class _AsyncPerformer(_Watched):

@@ -10,6 +10,8 @@ Rule 1: whatever decides how a call goes on is here, and nothing here touches th
         │                         └── raised ────> release ───> Failed
         └── refused ──> judge ──> Replayed, Rejected, or wait and claim again
 
+`usual(plan, performer)` goes the ways of almost every call in one piece, and hands over to `execution` where a call leaves them.
+
 Replies are values and never thrown in: an exception thrown into a generator becomes a RuntimeError when it is a user's
 StopIteration, and values make the table testable.
 """
@@ -43,7 +45,22 @@ from persistence.rules import (
 )
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from persistence.transaction import Transaction
+
+    class Performer(Protocol):
+        """Performs the effects of the usual ways."""
+
+        def claim(self, supersedes: DataRecord | None) -> Granted | Refused:
+            """Perform `Claim`."""
+
+        def run(self, granted: DataRecord) -> Reply:
+            """Perform `Run`."""
+
+        def complete(self, record: DataRecord) -> Reply:
+            """Perform `Complete`."""
+
 
 #: A claim is repeated when the refusing record aged out before it was judged.  A third time in one call means that the clocks
 #: disagree or the store contradicts itself, and the caller should hear of it.
@@ -605,6 +622,37 @@ def execution(plan: Plan, cached: Refused | None = None) -> Steps[Outcome]:
             raise AssertionError(ran)
 
 
+def usual(plan: Plan, performer: Performer, cached: Refused | None = None) -> Outcome | list[Reply]:
+    """The ways that almost every call goes: claimed, run and completed; or answered by a result that is there.
+
+    They are those of `execution`, without its price: effects and a generator's steps are a seventh of what this library takes for
+    a new key.  Nobody is told of events.
+
+    Returns:
+        The outcome; or, where the call goes another way, the replies until there: sent them, `execution` goes on from there.
+    """
+    claimed = performer.claim(None) if cached is None else cached
+    if isinstance(claimed, Refused):
+        existing = claimed.existing
+        if (
+            existing is not None
+            and existing.result_kept
+            and existing.packed_result is None
+            and judge(existing, claimed.now_ms, plan) is Verdict.REPLAY
+        ):
+            return Replayed(None, existing)
+        return [claimed] if cached is None else []
+    granted = claimed.record
+    if plan.lease_ms is not None and is_orphaned(granted, claimed.now_ms):
+        return [claimed]
+    ran = performer.run(granted)
+    if not isinstance(ran, Returned) or ran.transaction is not None:
+        return [claimed, ran]
+    record = plan.completed(granted, ran.response_data, ran.now_ms)
+    reply = performer.complete(record)
+    return Executed(ran.value, record) if isinstance(reply, Stored) else [claimed, ran, reply]
+
+
 def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]:  # noqa: C901 - one loop, told in one place
     """Claim the key, waiting for another attempt if that is configured.  Returns the granted record, or how the call ends."""
     claims = now_ms = 0
@@ -636,8 +684,6 @@ def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]
             found = yield from _waited(plan, plan.wait_until_ms, now_ms)
             refused = Refused(found.existing, found.now_ms)
             claims = 0  # the other attempt ended; claiming again is no sign of a contradiction
-        elif verdict is Verdict.REPLAY and existing.result_kept and existing.packed_result is None and not plan.is_observed:
-            return Replayed(None, existing)  # as the following would, for almost every duplicate
         else:
             return (yield from _answered(plan, existing, verdict, refused))
 

@@ -263,7 +263,12 @@ class BasePersistenceLayer(_Layer, ABC):
             IdempotencyLeaseLostError: another attempt owns the record, which is unchanged.
             IdempotencyResultNotKeptError: the store cannot hold this result; nothing was written.
         """
-        self._translated(self._update_record, COMPLETE_FAILED, record)
+        try:  # as `_translated` does, without the call: every new key comes here
+            self._update_record(data_record=record)
+        except WRITE_ANSWERS:
+            raise
+        except Exception as error:
+            raise self._failure(COMPLETE_FAILED, record.key, error) from error
 
     def commit(self, record: DataRecord | None, transaction: Transaction) -> None:
         """Store the holder's result together with the transaction's writes, or neither.

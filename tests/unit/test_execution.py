@@ -43,6 +43,7 @@ from idempotency.execution import (
     Wait,
     execution,
     judge,
+    usual,
 )
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
@@ -108,7 +109,12 @@ NOT_KEPT = COMPLETED.replace(response_data="", result_kept=False)
 
 
 def play(steps: Steps[Outcome], *script: tuple[Effect, Reply]) -> Outcome:
-    """Perform the script: each effect must be the expected one, and gets its reply.  Returns how the call ends."""
+    """Perform the script: each effect must be the expected one, and gets its reply.  Returns how the call ends.
+
+    So must `usual`, unless it leaves the rest to the machine.
+    """
+    plan, cached = (steps.gi_frame.f_locals[name] for name in ("plan", "cached"))  # type: ignore[attr-defined]
+    short, performed = usual_way(plan, cached, script)
     reply: Reply = None
     for expected, answer in script:
         assert steps.send(reply) == expected
@@ -116,7 +122,44 @@ def play(steps: Steps[Outcome], *script: tuple[Effect, Reply]) -> Outcome:
     with pytest.raises(StopIteration) as end:
         steps.send(reply)
     outcome: Outcome = end.value.value
+    if isinstance(short, list):
+        assert [answer for _, answer in performed] == short
+    else:
+        assert (short, performed) == (outcome, list(script))
     return outcome
+
+
+class Script:
+    """A performer that is told what happens."""
+
+    def __init__(self, script: tuple[tuple[Effect, Reply], ...]) -> None:
+        self.script = script
+        self.performed: list[tuple[Effect, Reply]] = []
+
+    def _perform(self, effect: Effect) -> Any:
+        expected, answer = self.script[len(self.performed)]
+        assert effect == expected
+        self.performed.append((effect, answer))
+        return answer
+
+    def claim(self, supersedes: DataRecord | None) -> Any:
+        return self._perform(Claim(supersedes))
+
+    def run(self, granted: DataRecord) -> Any:
+        return self._perform(Run(granted))
+
+    def complete(self, record: DataRecord) -> Any:
+        return self._perform(Complete(record))
+
+
+def usual_way(
+    plan: Plan, cached: Refused | None, script: tuple[tuple[Effect, Reply], ...]
+) -> tuple[Outcome | list[Reply], list[tuple[Effect, Reply]]]:
+    """What `usual` makes of the script, and how much of it.  It is not asked where somebody is told of each step."""
+    if plan.is_observed:
+        return [], []
+    performer = Script(script)
+    return usual(plan, performer, cached), performer.performed
 
 
 def told(event: events.Event) -> tuple[Effect, Reply]:
