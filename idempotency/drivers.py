@@ -313,14 +313,13 @@ class _AsyncPerformer(_Watched):
             return await self.perform(effect)
 
     async def perform(self, effect: Effect) -> Reply:
+        if isinstance(effect, Claim):
+            return await self.claim(effect.supersedes)
+        if isinstance(effect, Run):
+            return await self.run(effect.granted)
+        if isinstance(effect, Complete):
+            return await self.complete(effect.record)
         try:
-            if isinstance(effect, Claim):
-                return await self._claim(effect.supersedes)
-            if isinstance(effect, Run):
-                return await self._run(effect.granted)
-            if isinstance(effect, Complete):
-                await _to_its_end(self.store.complete(effect.record))
-                return STORED
             match effect:
                 case Commit() | Release() | Renew():
                     await self._write(effect)
@@ -351,7 +350,8 @@ class _AsyncPerformer(_Watched):
             return Loaded(await self.store.load(effect.record))
         return Found(await self.store.fetch(self.call.plan.key), self.clock_ms())
 
-    async def _claim(self, supersedes: DataRecord | None) -> Reply:
+    async def claim(self, supersedes: DataRecord | None) -> Granted | Refused:
+        """Offer a claim."""
         import asyncio
 
         offer = self.call.plan.offer(supersedes, self.clock_ms())
@@ -377,7 +377,8 @@ class _AsyncPerformer(_Watched):
         except Exception:  # noqa: BLE001 - logged
             _logger().debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
 
-    async def _run(self, granted: DataRecord) -> Reply:
+    async def run(self, granted: DataRecord) -> Reply:
+        """Run the function, its lease renewed meanwhile where it is one that is."""
         attempt = self.attempt(granted)
         if self.call.plan.lease_ms is not None:
             self.renew_with(granted, attempt, _writer(self.store))
@@ -393,6 +394,14 @@ class _AsyncPerformer(_Watched):
             restore(running_attempt, token)
             transaction = attempt.close()
         return self.returned(value, transaction)
+
+    async def complete(self, record: DataRecord) -> Reply:
+        """Store the result."""
+        try:
+            await _to_its_end(self.store.complete(record))
+        except Exception as error:  # noqa: BLE001 - sorted out there
+            return self.failed(Complete(record), error)
+        return STORED
 
     def _release_unawaited(self, granted: DataRecord) -> None:
         """Give the claim up in the background, where the store can; else it ends with its lease."""

@@ -79,7 +79,7 @@ def test_both_drivers_have_one_signature() -> None:
     assert not inspect.iscoroutinefunction(drive)
 
 
-@pytest.mark.parametrize("name", ["perform", "_write", "_read", "_claim", "_give_up", "_run"])
+@pytest.mark.parametrize("name", ["perform", "claim", "run", "complete", "_write", "_read", "_give_up"])
 def test_both_performers_have_the_same_moves(name: str) -> None:
     assert inspect.iscoroutinefunction(getattr(_AsyncPerformer, name))
     assert not inspect.iscoroutinefunction(getattr(_Performer, name))
