@@ -24,7 +24,7 @@ PAGE: Final = ROOT / "docs" / "performance.md"
 def main() -> None:
     """Do what the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer turns, and no instructions: two minutes instead of eight")
+    parser.add_argument("--quick", action="store_true", help="fewer turns, and no instructions")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only scenarios whose names begin so")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks", metavar="DIR", help="where results.json goes")
     parser.add_argument("--no-run", action="store_true", help="show what the last run has left in results.json")

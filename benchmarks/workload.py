@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from benchmarks.cold_start import Context
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
@@ -51,18 +53,6 @@ class Effect:
             return RESULT
 
         return pay
-
-
-class Context:
-    """A Lambda context, as far as it is read."""
-
-    function_name = memory_limit_in_mb = invoked_function_arn = ""
-    aws_request_id = "5f0c2d0e-7a5b-4d1c-9a3e-0b9f8e7d6c5b"
-
-    @staticmethod
-    def get_remaining_time_in_millis() -> int:
-        """Half a minute."""
-        return 30_000
 
 
 CONTEXT: Final = Context()

@@ -210,7 +210,7 @@ class BasePersistenceLayer(_Layer, ABC):
     atomic if `_put_record` is, but an attempt that outlives its lease can overwrite its successor's result.
     """
 
-    #: Injectable: wait for so many milliseconds.
+    #: Injectable: wait for so many milliseconds.  Between tries of a request, and while another attempt is waited for.
     sleep_ms: Callable[[float], None] = staticmethod(lambda ms: time.sleep(ms / 1000))
 
     def __init__(self) -> None:

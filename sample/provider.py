@@ -55,6 +55,6 @@ def charge(order_id: str, amount: int, *, idempotency_key: str) -> str:
     )
     entry = answer["Attributes"]
     if order_id.startswith("slow-") and entry["requests"]["N"] == "1":
-        time.sleep(SLOW_SECONDS)
+        time.sleep(SLOW_SECONDS)  # the charge is made, and its answer late: the invocation times out
     charge_id: str = entry["charge_id"]["S"]
     return charge_id

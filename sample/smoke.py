@@ -346,7 +346,7 @@ def until(look: Callable[[], T], is_enough: Callable[[T], bool] = bool, patience
     """Look again and again until that is enough or patience ends.  Returns what was seen last."""
     deadline = time.monotonic() + patience_seconds
     while not is_enough(seen := look()) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # a deployed stack tells nobody when it is done
     return seen
 
 

@@ -489,7 +489,7 @@ def wait_for_end_of_lease(record: Document) -> None:
     as it is deployed.
     """
     left_ms = int(record["in_progress_expiration"]["N"]) + 1 - payments.store.clock_ms()
-    time.sleep(min(max(left_ms, 0), TIMEOUT_MS) / 1000)
+    time.sleep(min(max(left_ms, 0), TIMEOUT_MS) / 1000)  # real time: the handler runs as it is deployed
 
 
 def key_of(record: Document) -> str:

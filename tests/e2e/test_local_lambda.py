@@ -34,7 +34,7 @@ def handler(event, context):
             signal.pause()
         case {"wait for": path}:
             while not os.path.exists(path):
-                time.sleep(0.01)
+                time.sleep(0.01)  # another process makes the file, and has no other way to say so here
         case "path":
             return sys.path
         case "remaining":
