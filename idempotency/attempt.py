@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from persistence.scope import has_ended_here, innermost_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,18 +79,16 @@ class Attempt:
         return f"Attempt(key={self.key!r}, generation={self.generation}, lease_end_ms={self.lease_end_ms})"
 
 
-running_attempt: ContextVar[Attempt | None] = ContextVar("running_attempt", default=None)
-
-
 def current_attempt() -> Attempt:
     """The attempt that runs here; of nested idempotent calls, the innermost.
 
     Raises:
         RuntimeError: no idempotent call is running in this thread or task.
     """
-    attempt = running_attempt.get()
+    attempt = _running()
     if attempt is None:
-        raise RuntimeError("current_attempt() was called outside a running idempotent call")
+        where = "after its idempotent call had ended" if has_ended_here() else "outside a running idempotent call"
+        raise RuntimeError(f"current_attempt() was called {where}")
     return attempt
 
 
@@ -104,18 +103,14 @@ def transaction() -> Transaction:
         IdempotencyPersistenceConfigError: its store has no transactions: only DynamoDB has, and not a global table with strong
             consistency.
     """
-    attempt = running_attempt.get()
+    attempt = _running()
     if attempt is None:
-        raise RuntimeError("transaction() was called outside a running idempotent call")
+        where = "after its idempotent call had ended" if has_ended_here() else "outside a running idempotent call"
+        raise RuntimeError(f"transaction() was called {where}")
     return attempt.transaction()
 
 
-def restore(variable: ContextVar[Any], token: Token[Any]) -> None:
-    """Undo the setting of a context variable.
-
-    Not where a coroutine is closed from another context than it ran in, as the garbage collector does: its own context is gone.
-    """
-    try:
-        variable.reset(token)
-    except ValueError:
-        return
+def _running() -> Attempt | None:
+    scope = innermost_scope()
+    attempt: Attempt | None = None if scope is None else scope.running_attempt()
+    return attempt

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from idempotency.attempt import current_attempt
-from persistence.base import BasePersistenceLayer, call_deadline_ms, wall_clock_ms
+from persistence.base import BasePersistenceLayer, wall_clock_ms
 from persistence.changes import MAX_CHANGES, apply_change
+from persistence.scope import call_deadline_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,5 +77,5 @@ def apply_once(
         max_changes=max_changes,
         clock_ms=wall_clock_ms,
         sleep_ms=BasePersistenceLayer.sleep_ms,
-        deadline_ms=call_deadline_ms.get(),
+        deadline_ms=call_deadline_ms(),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from weakref import ref
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,35 @@ class Deadline(Protocol):
         ...
 
 
-#: The context of the idempotent handler that runs in this thread or task; the calls that it makes find their deadline here.
-ambient_lambda_context: ContextVar[Deadline | None] = ContextVar("ambient_lambda_context", default=None)
+class _Registration:
+    """The Lambda context that was registered in a thread or task, and with which configurations."""
+
+    __slots__ = ("configs", "context")
+
+    def __init__(self, context: Deadline, configs: frozenset[ref[IdempotencyConfig]]) -> None:
+        self.context = context
+        self.configs = configs
+
+
+#: One variable for all configurations: a variable is never freed, and some users make a configuration in each invocation.
+_registration: ContextVar[_Registration | None] = ContextVar("idempotency_lambda_context", default=None)
+
+#: Which invocation was seen last in this process, by `_invocation_id`.
+_last_invocation: object = None
+
+
+def _invocation_id(context: Deadline) -> object:
+    request_id = getattr(context, "aws_request_id", None)
+    return request_id if isinstance(request_id, str) else id(context)
+
+
+def enter_invocation(context: Deadline) -> None:
+    """Note that the invocation of *context* runs in this thread or task: what was registered for another one has ended."""
+    global _last_invocation  # noqa: PLW0603 - a process runs one invocation after another
+    _last_invocation = _invocation_id(context)
+    registration = _registration.get()
+    if registration is not None and _invocation_id(registration.context) != _last_invocation:
+        _registration.set(None)
 
 
 class IdempotencyConfig:
@@ -96,7 +124,11 @@ class IdempotencyConfig:
         self.use_local_cache = use_local_cache
         self.local_cache_max_items = local_cache_max_items
         self.hash_function = hash_function
-        self.lambda_context = lambda_context
+        self._lambda_context: Deadline | None = None
+        #: That of the handler that runs now, for threads that it starts without its context.
+        self._running_context: Deadline | None = None
+        if lambda_context is not None:
+            self.lambda_context = lambda_context
         self.response_hook = response_hook
         self.lease_seconds = lease_seconds
         self.lease_margin_seconds = lease_margin_seconds
@@ -105,19 +137,43 @@ class IdempotencyConfig:
         self.require_all_key_fields = require_all_key_fields
         self.observers = tuple(observers)
 
+    @property
+    def lambda_context(self) -> Deadline | None:
+        """The Lambda context of the running invocation, as far as it was registered, or given to a handler that runs now."""
+        return self._running_context or self._lambda_context
+
+    @lambda_context.setter
+    def lambda_context(self, context: Deadline | None) -> None:
+        self._lambda_context = context
+        if context is not None:
+            enter_invocation(context)
+
     def register_lambda_context(self, lambda_context: Deadline) -> None:
         """Make the running invocation's deadline known to the functions of this configuration.
 
+        It counts until its deadline, or until a context with another request id is registered or given to an idempotent handler.
         It is kept for the calling thread or task, so concurrent invocations do not mix theirs.  A thread that was started
         without the caller's context (`contextvars.copy_context`) falls back on the context registered last.
         """
-        registered: ContextVar[Deadline | None] = ContextVar("registered_lambda_context", default=None)
-        # Atomic, and only with the first registration: a context variable can be neither copied nor pickled.
-        self.__dict__.setdefault("_registered", registered).set(lambda_context)
         self.lambda_context = lambda_context
+        registration = _registration.get()
+        configs = frozenset() if registration is None else registration.configs
+        _registration.set(_Registration(lambda_context, configs | {ref(self)}))
 
     def registered_lambda_context(self) -> Deadline | None:
-        """The context registered in this thread or task, else the one registered last, else None."""
-        registered: ContextVar[Deadline | None] | None = self.__dict__.get("_registered")
-        own = None if registered is None else registered.get()
-        return self.lambda_context if own is None else own
+        """The context registered in this thread or task, else the one registered last; None if its invocation has ended."""
+        registration = _registration.get()
+        if registration is not None and ref(self) in registration.configs:
+            return registration.context
+        last = self.lambda_context
+        return None if last is None or _invocation_id(last) != _last_invocation else last
+
+    def begin_invocation(self, context: Deadline) -> None:
+        """For the library: a handler of this configuration begins.  `end_invocation` must follow."""
+        enter_invocation(context)
+        self._running_context = context
+
+    def end_invocation(self, context: Deadline) -> None:
+        """For the library: that handler has ended.  A second time, this changes nothing."""
+        if self._running_context is context:
+            self._running_context = None

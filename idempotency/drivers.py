@@ -1,16 +1,17 @@
 """Perform what `execution` asks for, against a store and a function: the only loops, sync and async.
 
-No decision is taken here.  The one thing that a driver adds: when the caller is torn away (a signal, a cancelled task) while a
-claim is under way, the claim is given up again, so that the next attempt need not wait for its lease.
+No decision is taken here.  A driver adds two things.  A call that ends after its claim and before its function begins, by a
+signal, a cancelled task or a failure of the store, gives the claim up, so that the next attempt need not wait for its lease.
+And where the function forks, the record is the parent's: the child writes nothing.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
-from idempotency.attempt import Attempt, restore, running_attempt
+from idempotency.attempt import Attempt
 from idempotency.events import Throttled, notify
 from idempotency.execution import (
     STORED,
@@ -18,6 +19,8 @@ from idempotency.execution import (
     Commit,
     Complete,
     Effect,
+    Executed,
+    Failed,
     Fenced,
     Fetch,
     Found,
@@ -42,25 +45,28 @@ from idempotency.execution import (
     execution,
     usual,
 )
+from persistence import background
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     BaseError,
     IdempotencyLeaseLostError,
+    IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
 )
-from persistence.notices import call_notices
 
 if TYPE_CHECKING:
     import asyncio
     import logging
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from idempotency.events import Observer
+    from persistence.background import Lease
     from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, Refusal
-    from persistence.notices import Throttling
+    from persistence.scope import CallScope
     from persistence.transaction import Transaction
 
-T = TypeVar("T")
+    T = TypeVar("T")
+    AsyncWrite = Callable[[DataRecord], Coroutine[Any, Any, T]]
 
 #: The pauses between reads while waiting for another attempt: short at first, since most functions are, then longer.
 FIRST_PAUSE_MS: Final = 50
@@ -78,17 +84,31 @@ class Call:
         invoke: Calls the function with its arguments; for an async function, returns what is to be awaited.
         serialize: Turns the function's result into JSON text, or raises.
         observers: Who is told of events.
+        scope: What the call makes known while it runs.  Whoever made it leaves it, which ends the renewal of the lease.
     """
 
-    __slots__ = ("invoke", "observers", "plan", "serialize")
+    __slots__ = ("invoke", "observers", "plan", "scope", "serialize")
 
     def __init__(
-        self, plan: Plan, invoke: Callable[[], Any], serialize: Callable[[Any], str], observers: Sequence[Observer]
+        self,
+        plan: Plan,
+        invoke: Callable[[], Any],
+        serialize: Callable[[Any], str],
+        observers: Sequence[Observer],
+        scope: CallScope,
     ) -> None:
         self.plan = plan
         self.invoke = invoke
         self.serialize = serialize
         self.observers = observers
+        self.scope = scope
+
+
+class _RanInChildError(BaseException):
+    """The function forked, and this is the child: the claim, and with it the record, belong to the parent."""
+
+    def __init__(self, outcome: Executed | Failed) -> None:
+        self.outcome = outcome
 
 
 def drive(call: Call, store: BasePersistenceLayer, cached: Refused | None = None) -> Outcome:
@@ -111,13 +131,15 @@ def drive(call: Call, store: BasePersistenceLayer, cached: Refused | None = None
                 outcome: Outcome = end.value
                 return outcome
             reply = happened.pop(0) if happened else perform(effect)
-    finally:
-        if performer.end_renewal is not None:
-            performer.end_renewal()
+    except _RanInChildError as ran:
+        return ran.outcome
+    except BaseException as error:
+        performer.give_up(error)
+        raise
 
 
 async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused | None = None) -> Outcome:
-    """As `drive`, for an async function.  Always by `execution`'s steps: beside asyncio's own they cost little."""
+    """As `drive`, for an async function.  Always by `execution`'s steps: compared with asyncio's own they cost little."""
     performer = _AsyncPerformer(call, store)
     perform = performer.perform_observed if call.plan.is_observed else performer.perform
     steps = execution(call.plan, cached)
@@ -130,65 +152,98 @@ async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused |
                 outcome: Outcome = end.value
                 return outcome
             reply = await perform(effect)
-    finally:
-        if performer.end_renewal is not None:
-            performer.end_renewal()
+    except _RanInChildError as ran:
+        return ran.outcome
+    except GeneratorExit:  # this coroutine is being closed, perhaps by the garbage collector, and may not await any more
+        performer.give_up_unawaited()
+        raise
+    except BaseException as error:
+        if performer.must_give_up(error):
+            await _to_its_end(performer.give_up())
+        raise
 
 
-class _Watched:
+class _PerformerBase:
     """What both performers know of the running call."""
 
     def __init__(self, call: Call, store: Any) -> None:
         self.call = call
         self.store = store
         self.clock_ms: Callable[[], int] = store.clock_ms
-        #: Ends the renewal of the lease, if it is one that is renewed.
-        self.end_renewal: Callable[[], None] | None = None
+        #: The claim that was offered and perhaps granted, as long as the function has not run: nobody else would release it.
+        self.held: DataRecord | None = None
+        self._fork_count = background.fork_count
 
-    @contextmanager
-    def noticing(self) -> Iterator[None]:
-        """Collect the store's notices, and tell the observers of them in the thread of the call."""
-        notices: list[Throttling] = []
-        token = call_notices.set(notices)
-        try:
-            yield
-        finally:
-            restore(call_notices, token)
-            for notice in notices:
-                event = Throttled(
-                    key=self.call.plan.key,
-                    at_ms=self.clock_ms(),
-                    operation=notice.operation,
-                    requests=notice.requests,
-                    reasons=notice.reasons,
-                )
-                notify(self.call.observers, event)
+    def collect_notices(self) -> None:
+        """Have the store leave notices, until `report_notices`."""
+        self.call.scope.notices = []
+
+    def report_notices(self) -> None:
+        """Pass the store's notices on to the observers, in the thread of the call."""
+        scope = self.call.scope
+        notices, scope.notices = scope.notices, None
+        for notice in notices or ():
+            event = Throttled(
+                key=self.call.plan.key,
+                at_ms=self.clock_ms(),
+                operation=notice.operation,
+                requests=notice.requests,
+                reasons=notice.reasons,
+            )
+            notify(self.call.observers, event)
+
+    def must_give_up(self, error: BaseException) -> bool:
+        """Whether the call ends by *error* with a claim that may be stored, and for which nothing was or will be run."""
+        if self.held is None or self.call.plan.outlives_call:
+            return False
+        return not (isinstance(error, Exception) and self.store.is_claim_unsent(error))
 
     def attempt(self, granted: DataRecord) -> Attempt:
         lease_end_ms = granted.in_progress_expiry_timestamp
         return Attempt(self.call.plan.key, granted.owner_token, granted.generation, lease_end_ms, self.store.begin)
 
-    def renew_with(self, granted: DataRecord, attempt: Attempt, write: Callable[[DataRecord], object]) -> None:
-        """Have the lease, which is one that is renewed, renewed until the call ends."""
-        plan, clock_ms = self.call.plan, self.clock_ms
+    def keep_lease(self, granted: DataRecord, begin: Callable[[Lease], None]) -> None:
+        """Have the lease, which is one that is renewed, renewed until the call ends.
+
+        Raises:
+            ThreadUnavailableError: there is no thread for that.
+        """
+        plan = self.call.plan
         assert plan.lease_ms is not None
-        from idempotency.heartbeat import heartbeat  # here: a Lambda handler's lease ends with its deadline, and is not renewed
+        lease = background.Lease(plan.key, begin, self.clock_ms, plan.lease_ms, granted.in_progress_expiry_timestamp)
+        self.call.scope.lease = lease  # first: from here on, the end of the scope ends the lease
+        background.heartbeat.keep(lease)
 
-        def renew() -> None:
-            renewed = plan.renewed(granted, clock_ms())
-            write(renewed)
-            attempt.lease_end_ms = renewed.in_progress_expiry_timestamp
+    def unrenewable(self, error: Exception) -> Raised:
+        """No thread can renew the lease: the function is not run, and the claim is released as if it had failed."""
+        failure = IdempotencyPersistenceLayerError("Failed to start the renewal of the lease; the function was not run", error)
+        failure.__cause__ = error
+        return Raised(failure, self.clock_ms())
 
-        watch = heartbeat.watch(plan.key, renew, clock_ms, plan.lease_ms, granted.in_progress_expiry_timestamp)
-        self.end_renewal = partial(heartbeat.forget, watch)
+    def lease_to_settle(self) -> Lease | None:
+        """The lease whose last renewal must have ended before the record is written: it could overwrite a result."""
+        lease = self.call.scope.lease
+        if lease is None or self.store.renews_atomically:
+            return None
+        lease.end()
+        return lease
+
+    def check_process(self, outcome: Executed | Failed) -> None:
+        """Raise if the function forked, and this is the child."""
+        if background.fork_count != self._fork_count:
+            raise _RanInChildError(outcome)
+
+    def raised(self, error: BaseException) -> Reply:
+        self.check_process(Failed(error))
+        return Raised(error, self.clock_ms())
 
     def returned(self, value: Any, transaction: Transaction | None) -> Reply:
+        self.check_process(Executed(value, None))
         now_ms = self.clock_ms()
         try:
             response_data = self.call.serialize(value)
         except Exception as error:  # noqa: BLE001 - of the user's serializer; the function has run, so nothing may be raised
-            if _has_not_begun(value):
-                return Raised(_misdeclared(value), now_ms)
+            _close_unstarted(value)
             return Unstorable(error, now_ms, transaction)
         return Returned(value, response_data, now_ms, transaction)
 
@@ -210,15 +265,18 @@ class _Watched:
         raise error
 
 
-class _Performer(_Watched):
+class _Performer(_PerformerBase):
     store: BasePersistenceLayer
 
     def perform_observed(self, effect: Effect) -> Reply:
         """As `perform`; observers hear what the store meets.  Not what stores meet that the function uses, or an observer."""
         if isinstance(effect, (Run, Notify)):
             return self.perform(effect)
-        with self.noticing():
+        self.collect_notices()
+        try:
             return self.perform(effect)
+        finally:
+            self.report_notices()
 
     def perform(self, effect: Effect) -> Reply:
         if isinstance(effect, Claim):
@@ -249,6 +307,7 @@ class _Performer(_Watched):
             case Commit(record, transaction):
                 self.store.commit(record, transaction)
             case Release(record):
+                self._settle_lease()
                 self.store.release(record)
             case _:
                 self.store.renew(effect.record)
@@ -260,57 +319,87 @@ class _Performer(_Watched):
 
     def claim(self, supersedes: DataRecord | None) -> Granted | Refused:
         """Offer a claim."""
-        offer = self.call.plan.offer(supersedes, self.clock_ms())
-        try:
-            granted = self.store.try_claim(offer)
-        except Exception:
-            raise
-        except BaseException:  # a signal's; whether the claim was written is unknown
-            if not self.call.plan.outlives_call:
-                self._give_up(offer)
-            raise
+        offer = self.held = self.call.plan.offer(supersedes, self.clock_ms())
+        granted = self.store.try_claim(offer)
         now_ms = self.clock_ms()
-        return Granted(granted, now_ms) if isinstance(granted, DataRecord) else Refused(granted.existing, now_ms)
+        if isinstance(granted, DataRecord):
+            return Granted(granted, now_ms)
+        self.held = None
+        return Refused(granted.existing, now_ms)
 
-    def _give_up(self, offer: DataRecord) -> None:
+    def give_up(self, error: BaseException) -> None:
+        """Release the claim of a call that ends by *error* before its function begins, whether it was stored or not."""
+        if not self.must_give_up(error):
+            return
+        assert self.held is not None
         try:
-            self.store.release(offer.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
+            self.store.release(self.held.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
         except Exception:  # noqa: BLE001 - logged
-            _logger().debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
+            _log_not_given_up(self.held)
 
     def run(self, granted: DataRecord) -> Reply:
         """Run the function, its lease renewed meanwhile where it is one that is."""
         attempt = self.attempt(granted)
         if self.call.plan.lease_ms is not None:
-            self.renew_with(granted, attempt, self.store.renew)
-        token = running_attempt.set(attempt)
+            try:
+                self.keep_lease(granted, self._renewal(granted, attempt))
+            except background.ThreadUnavailableError as error:
+                return self.unrenewable(error)
+        scope = self.call.scope
         try:
+            scope.attempt = attempt
+            self.held = None
             value = self.call.invoke()
         except BaseException as error:  # noqa: BLE001 - every way in which a function can end is a reply
-            return Raised(error, self.clock_ms())
+            return self.raised(error)
         finally:
-            running_attempt.reset(token)
+            scope.attempt = None
             transaction = attempt.close()
         return self.returned(value, transaction)
+
+    def _renewal(self, granted: DataRecord, attempt: Attempt) -> Callable[[Lease], None]:
+        return background.by_workers(self.store, _renewing(self, granted, attempt, self.store.renew))
 
     def complete(self, record: DataRecord) -> Reply:
         """Store the result."""
         try:
+            self._settle_lease()
             self.store.complete(record)
         except Exception as error:  # noqa: BLE001 - sorted out there
             return self.failed(Complete(record), error)
+        except BaseException:  # of a signal's handler; the function has run, so a moment is taken to store its result
+            self._complete_once_more(record)
+            raise
         return STORED
 
+    def _complete_once_more(self, record: DataRecord) -> None:
+        try:
+            self.store.complete(record.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
+        except Exception:  # noqa: BLE001 - logged
+            _logger().warning(
+                "The result of idempotency key %s was not stored, because its call was interrupted", record.key, exc_info=True
+            )
 
-class _AsyncPerformer(_Watched):
+    def _settle_lease(self) -> None:
+        lease = self.lease_to_settle()
+        if lease is not None and not lease.wait_until_idle(GIVE_UP_MS / 1000):
+            _log_unsettled(lease)
+
+
+class _AsyncPerformer(_PerformerBase):
     store: AsyncBasePersistenceLayer
+    #: The claim that is under way, or was.
+    _claiming: asyncio.Task[DataRecord | Refusal] | None = None
 
     async def perform_observed(self, effect: Effect) -> Reply:
         """As `_Performer.perform_observed`."""
         if isinstance(effect, (Run, Notify)):
             return await self.perform(effect)
-        with self.noticing():
+        self.collect_notices()
+        try:
             return await self.perform(effect)
+        finally:
+            self.report_notices()
 
     async def perform(self, effect: Effect) -> Reply:
         if isinstance(effect, Claim):
@@ -341,7 +430,7 @@ class _AsyncPerformer(_Watched):
             case Commit(record, transaction):
                 await _to_its_end(self.store.commit(record, transaction))
             case Release(record):
-                await _to_its_end(self.store.release(record))
+                await _to_its_end(self._after_renewals(self.store.release, record))
             case _:
                 await self.store.renew(effect.record)
 
@@ -354,61 +443,149 @@ class _AsyncPerformer(_Watched):
         """Offer a claim."""
         import asyncio
 
-        offer = self.call.plan.offer(supersedes, self.clock_ms())
-        claiming = asyncio.ensure_future(self.store.try_claim(offer))
+        offer = self.held = self.call.plan.offer(supersedes, self.clock_ms())
+        claiming = self._claiming = asyncio.ensure_future(self.store.try_claim(offer))
         claiming.add_done_callback(_retrieved)
-        try:
-            granted = await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            if not self.call.plan.outlives_call:
-                await _to_its_end(self._give_up(claiming, offer))
-            raise
+        granted = await asyncio.shield(claiming)
         now_ms = self.clock_ms()
-        return Granted(granted, now_ms) if isinstance(granted, DataRecord) else Refused(granted.existing, now_ms)
+        if isinstance(granted, DataRecord):
+            return Granted(granted, now_ms)
+        self.held = None
+        return Refused(granted.existing, now_ms)
 
-    async def _give_up(self, claiming: asyncio.Task[DataRecord | Refusal], offer: DataRecord) -> None:
+    async def give_up(self) -> None:
+        """As `_Performer.give_up`."""
         import asyncio
 
+        assert self.held is not None
         try:
             async with asyncio.timeout(GIVE_UP_MS / 1000):
                 # Whatever came of it: a refusal may be by our own record, and a failure may have been applied.
-                await asyncio.wait({claiming})
-                await self.store.release(offer)
+                if self._claiming is not None:
+                    await asyncio.wait({self._claiming})
+                await self.store.release(self.held)
         except Exception:  # noqa: BLE001 - logged
-            _logger().debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
+            _log_not_given_up(self.held)
+
+    def give_up_unawaited(self) -> None:
+        """Release the claim later, in a call that can no longer wait for anything.  Takes no lock."""
+        held, claiming, store = self.held, self._claiming, self.store
+        if held is None or claiming is None or self.call.plan.outlives_call:
+            return
+        if claiming.done():
+            store.release_unawaited(held, claiming.get_loop())
+        else:  # called by the loop, if that runs on
+            claiming.add_done_callback(lambda done: store.release_unawaited(held, done.get_loop()))
 
     async def run(self, granted: DataRecord) -> Reply:
         """Run the function, its lease renewed meanwhile where it is one that is."""
         attempt = self.attempt(granted)
         if self.call.plan.lease_ms is not None:
-            self.renew_with(granted, attempt, _writer(self.store))
-        token = running_attempt.set(attempt)
+            try:
+                self.keep_lease(granted, self._renewal(granted, attempt))
+            except background.ThreadUnavailableError as error:
+                return self.unrenewable(error)
+        scope = self.call.scope
         try:
+            scope.attempt = attempt
             value = await self.call.invoke()
-        except GeneratorExit:  # this coroutine is being closed, and may not await any more
-            self._release_unawaited(granted)
+        except GeneratorExit:  # the claim is still held: see `give_up_unawaited`
             raise
         except BaseException as error:  # noqa: BLE001 - every way in which a function can end is a reply
-            return Raised(error, self.clock_ms())
+            self.held = None
+            return self.raised(error)
         finally:
-            restore(running_attempt, token)
+            scope.attempt = None
             transaction = attempt.close()
+        self.held = None
         return self.returned(value, transaction)
+
+    def _renewal(self, granted: DataRecord, attempt: Attempt) -> Callable[[Lease], None]:
+        from persistence.threaded import ThreadedPersistenceLayer
+
+        if isinstance(self.store, ThreadedPersistenceLayer):
+            wrapped = self.store.store
+            return background.by_workers(wrapped, _renewing(self, granted, attempt, wrapped.renew))
+        return self._renewal_by_loop(granted, attempt)
+
+    def _renewal_by_loop(self, granted: DataRecord, attempt: Attempt) -> Callable[[Lease], None]:
+        """The loop of the call renews the lease, so a function that blocks its loop for longer than the lease loses it."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def renew(lease: Lease) -> None:
+            if not lease.enter():
+                return
+            renewed = self.call.plan.renewed(granted, self.clock_ms())
+            try:
+                await self.store.renew(renewed)
+            except IdempotencyLeaseLostError:
+                lease.renewed(is_ours=False)
+            except BaseException as error:  # noqa: BLE001 - logged there, and nobody awaits this task
+                lease.failed(error)
+            else:
+                attempt.lease_end_ms = renewed.in_progress_expiry_timestamp
+                lease.renewed(is_ours=True)
+
+        def start(lease: Lease) -> None:
+            task = loop.create_task(renew(lease))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        return lambda lease: _call_soon(loop, start, lease)
 
     async def complete(self, record: DataRecord) -> Reply:
         """Store the result."""
         try:
-            await _to_its_end(self.store.complete(record))
+            await _to_its_end(self._after_renewals(self.store.complete, record))
         except Exception as error:  # noqa: BLE001 - sorted out there
             return self.failed(Complete(record), error)
         return STORED
 
-    def _release_unawaited(self, granted: DataRecord) -> None:
-        """Give the claim up in the background, where the store can; else it ends with its lease."""
-        from persistence.threaded import ThreadedPersistenceLayer
+    def _after_renewals(
+        self, write: Callable[[DataRecord], Coroutine[Any, Any, T]], record: DataRecord
+    ) -> Coroutine[Any, Any, T]:
+        lease = self.lease_to_settle()
+        return write(record) if lease is None else _when_settled(lease, write, record)
 
-        if isinstance(self.store, ThreadedPersistenceLayer):
-            self.store.release_in_background(granted)
+
+async def _when_settled(lease: Lease, write: AsyncWrite[T], record: DataRecord) -> T:
+    """Write the record as soon as no renewal of the lease is under way."""
+    import asyncio
+
+    settled = asyncio.Event()
+    lease.when_idle(partial(_call_soon, asyncio.get_running_loop(), settled.set))
+    try:
+        async with asyncio.timeout(GIVE_UP_MS / 1000):
+            await settled.wait()
+    except TimeoutError:
+        _log_unsettled(lease)
+    return await write(record)
+
+
+def _renewing(
+    performer: _PerformerBase, granted: DataRecord, attempt: Attempt, write: Callable[[DataRecord], None]
+) -> Callable[[], bool]:
+    """What renews the lease once, by a store that is called."""
+
+    def renew() -> bool:
+        renewed = performer.call.plan.renewed(granted, performer.clock_ms())
+        try:
+            write(renewed)
+        except IdempotencyLeaseLostError:
+            return False
+        attempt.lease_end_ms = renewed.in_progress_expiry_timestamp
+        return True
+
+    return renew
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:
+    """Have the loop make the call, from any thread; nothing if the loop has been closed."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, *arguments)
 
 
 def pause_ms(tries: int, at_most_ms: int) -> float:
@@ -417,19 +594,6 @@ def pause_ms(tries: int, at_most_ms: int) -> float:
 
     ceiling = min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** min(tries, 10))
     return min(random.uniform(ceiling / 2, ceiling), at_most_ms)  # noqa: S311 - jitter, not a secret
-
-
-def _writer(store: AsyncBasePersistenceLayer) -> Callable[[DataRecord], object]:
-    """Renews a lease from the heartbeat's thread."""
-    import asyncio
-
-    from persistence.threaded import ThreadedPersistenceLayer
-
-    if isinstance(store, ThreadedPersistenceLayer):
-        return store.store.renew
-
-    loop = asyncio.get_running_loop()
-    return lambda record: asyncio.run_coroutine_threadsafe(store.renew(record), loop).result(GIVE_UP_MS / 1000)
 
 
 async def _to_its_end(writing: Coroutine[Any, Any, T]) -> T:
@@ -457,24 +621,27 @@ def _retrieved(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
+def _log_not_given_up(held: DataRecord) -> None:
+    _logger().warning(
+        "The claim of idempotency key %s was not released after its call was interrupted or failed; it ends with its lease",
+        held.key,
+        exc_info=True,
+    )
+
+
+def _log_unsettled(lease: Lease) -> None:
+    _logger().warning("A renewal of the lease of idempotency key %s hangs; the record is written all the same", lease.key)
+
+
 def _logger() -> logging.Logger:
-    import logging  # here: a cold start is the quicker without
+    import logging  # imported lazily: speeds up cold start
 
     return logging.getLogger(__name__)
 
 
-def _has_not_begun(value: Any) -> bool:
-    """Whether the result is a coroutine or generator: the body of the function has not run."""
-    from inspect import isasyncgen, isawaitable, isgenerator
+def _close_unstarted(value: Any) -> None:
+    """Close a coroutine that cannot be stored: Python would warn that it was never awaited, which the error says already."""
+    from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
 
-    return isawaitable(value) or isgenerator(value) or isasyncgen(value)
-
-
-def _misdeclared(value: Any) -> TypeError:
-    close = getattr(value, "close", None)
-    if close is not None:
-        close()  # it would otherwise warn that it was never awaited
-    return TypeError(
-        f"The function returned a {type(value).__name__} that has not run yet. Only `async def` functions are awaited: "
-        "decorate the function that does the work"
-    )
+    if iscoroutine(value) and getcoroutinestate(value) == CORO_CREATED:
+        value.close()

@@ -1,17 +1,17 @@
-"""The wiring of one decorated function: its key, store, driver and serializer.  Nothing is shared with other functions."""
+"""The bound of one decorated function: its key, store, driver and serializer.  Nothing is shared with other functions."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from idempotency._environment import Variable
 from idempotency._json import result_json
-from idempotency.attempt import Attempt, restore, running_attempt
-from idempotency.config import IdempotencyConfig, ambient_lambda_context
+from idempotency.attempt import Attempt
+from idempotency.config import IdempotencyConfig
 from idempotency.drivers import Call, adrive, drive
 from idempotency.execution import (
     Executed,
@@ -27,18 +27,16 @@ from persistence.base import (
     AsyncBasePersistenceLayer,
     BasePersistenceLayer,
     CallSettings,
-    call_deadline_ms,
-    call_settings,
 )
 from persistence.exceptions import (
     IdempotencyKeyError,
     IdempotencyPersistenceConfigError,
     IdempotencyPersistenceLayerError,
 )
+from persistence.scope import CallScope, innermost_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextvars import Token
+    from collections.abc import Callable
 
     from idempotency.config import Deadline
     from idempotency.local_cache import LocalCache
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
     from persistence.datarecord import DataRecord
 
     Store = BasePersistenceLayer | AsyncBasePersistenceLayer
-    _Tokens = tuple[Token[CallSettings], Token[int | None] | None, Token[Deadline | None] | None]
 
 LAMBDA_FUNCTION: Final = Variable("AWS_LAMBDA_FUNCTION_NAME")
 
@@ -92,7 +89,7 @@ class Invocation:
 NO_INVOCATION: Final = Invocation(None, is_own=False)
 
 
-class _Wiring:
+class BoundConfig:
     """A function's configuration and store, checked and prepared once."""
 
     def __init__(self, config: IdempotencyConfig, store: object, *, is_async: bool) -> None:
@@ -131,6 +128,24 @@ class _Wiring:
         return settings
 
 
+class Override(ContextDecorator):
+    """Another store or configuration of one function, while this context manager is entered.
+
+    Overrides may be left in any order: the one that was entered last, of those that have not been left, counts.
+    """
+
+    def __init__(self, handler: IdempotencyHandler, store: Store | None, config: IdempotencyConfig | None) -> None:
+        self._handler = handler
+        self._store = store
+        self._config = config
+
+    def __enter__(self) -> None:
+        self._handler.enter_override(self, self._store, self._config)
+
+    def __exit__(self, *_: object) -> None:
+        self._handler.leave_override(self)
+
+
 class IdempotencyHandler:
     """Makes calls of one function idempotent.
 
@@ -154,80 +169,92 @@ class IdempotencyHandler:
         self._key_prefix = key_prefix
         #: The default prefix, and the Lambda function's name that is in it.
         self._named: tuple[object, str] = (None, f"test-func.{function_name}")
-        self._wiring = _Wiring(config if config is not None else IdempotencyConfig(), persistence_store, is_async=is_async)
+        bound = BoundConfig(config if config is not None else IdempotencyConfig(), persistence_store, is_async=is_async)
+        #: Who bound them, and what: first the decorator, then the overrides in the order in which they were entered.
+        self._overrides: tuple[tuple[object, BoundConfig], ...] = ((self, bound),)
 
     def execute(self, payload: Any, invoke: Callable[[], Any], invocation: Invocation | None = None) -> Executed | Replayed:
         """Call *invoke* once for the payload's key, or replay its result."""
-        wiring = self._wiring
-        invocation = invocation if invocation is not None else _ambient_invocation(wiring.config)
-        prefix = self._key_prefix or self._default_prefix()
-        call = self._call(wiring, prefix, payload, invoke, invocation)
+        bound = self._bound
+        invocation = invocation if invocation is not None else _ambient_invocation(bound.config)
+        call = self._call(bound, payload, invoke, invocation)
         if call is None:
             return self.unprotected(invoke)
-        tokens = _enter(wiring, prefix, invocation, call.plan)
         try:
-            store: Any = wiring.store
-            cached = None if wiring.cache is None else _cached(wiring, wiring.cache, call.plan.key)
-            return self._settled(wiring, call.plan.key, drive(call, store, cached), cached)
-        finally:
-            _leave(tokens)
+            try:
+                _enter(bound, call.scope, invocation)
+                store: Any = bound.store
+                cached = None if bound.cache is None else _cached(bound, bound.cache, call.plan.key)
+                return self._settled(bound, call.plan.key, drive(call, store, cached), cached)
+            finally:
+                _leave(bound, call.scope, invocation)
+        finally:  # again, for a signal whose handler raised inside the first one
+            _leave(bound, call.scope, invocation)
 
     async def aexecute(
         self, payload: Any, invoke: Callable[[], Any], invocation: Invocation | None = None
     ) -> Executed | Replayed:
         """As `execute`, for an async function: *invoke* returns what is to be awaited."""
-        wiring = self._wiring
-        invocation = invocation if invocation is not None else _ambient_invocation(wiring.config)
-        prefix = self._key_prefix or self._default_prefix()
-        call = self._call(wiring, prefix, payload, invoke, invocation)
+        bound = self._bound
+        invocation = invocation if invocation is not None else _ambient_invocation(bound.config)
+        call = self._call(bound, payload, invoke, invocation)
         if call is None:
             return await self.aunprotected(invoke)
-        tokens = _enter(wiring, prefix, invocation, call.plan)
         try:
-            store: Any = wiring.store
-            cached = None if wiring.cache is None else _cached(wiring, wiring.cache, call.plan.key)
-            return self._settled(wiring, call.plan.key, await adrive(call, store, cached), cached)
+            try:
+                _enter(bound, call.scope, invocation)
+                store: Any = bound.store
+                cached = None if bound.cache is None else _cached(bound, bound.cache, call.plan.key)
+                return self._settled(bound, call.plan.key, await adrive(call, store, cached), cached)
+            finally:
+                _leave(bound, call.scope, invocation)
         finally:
-            _leave(tokens)
+            _leave(bound, call.scope, invocation)
 
     def unprotected(self, invoke: Callable[[], Any]) -> Executed:
         """Call *invoke*, come what may: the call has no key, or idempotency is switched off."""
-        store = cast("BasePersistenceLayer", self._wiring.store)
-        attempt = Attempt.unprotected(store.begin)
-        token = running_attempt.set(attempt)
+        store = cast("BasePersistenceLayer", self._bound.store)
+        attempt, scope = Attempt.unprotected(store.begin), CallScope()
         try:
-            value = invoke()
-        finally:
-            restore(running_attempt, token)
-            transaction = attempt.close()
+            try:
+                scope.attempt = attempt
+                scope.enter()
+                value = invoke()
+            finally:
+                scope.leave()
+                transaction = attempt.close()
+        finally:  # again, as in `execute`
+            scope.leave()
         if transaction is not None:
             store.commit(None, transaction)
         return Executed(value, None)
 
     async def aunprotected(self, invoke: Callable[[], Any]) -> Executed:
         """As `unprotected`, for an async function."""
-        store = cast("AsyncBasePersistenceLayer", self._wiring.store)
-        attempt = Attempt.unprotected(store.begin)
-        token = running_attempt.set(attempt)
+        store = cast("AsyncBasePersistenceLayer", self._bound.store)
+        attempt, scope = Attempt.unprotected(store.begin), CallScope()
         try:
-            value = await invoke()
+            try:
+                scope.attempt = attempt
+                scope.enter()
+                value = await invoke()
+            finally:
+                scope.leave()
+                transaction = attempt.close()
         finally:
-            restore(running_attempt, token)
-            transaction = attempt.close()
+            scope.leave()
         if transaction is not None:
             await store.commit(None, transaction)
         return Executed(value, None)
 
-    @contextmanager
-    def override(self, *, persistence_store: Store | None = None, config: IdempotencyConfig | None = None) -> Iterator[None]:
+    def override(self, *, persistence_store: Store | None = None, config: IdempotencyConfig | None = None) -> Override:
         """Use another store or configuration inside the `with` block, in all threads.  For tests."""
-        before = self._wiring
-        store = before.store if persistence_store is None else persistence_store
-        self._wiring = _Wiring(before.config if config is None else config, store, is_async=self._is_async)
-        try:
-            yield
-        finally:
-            self._wiring = before
+        return Override(self, persistence_store, config)
+
+    @property
+    def _bound(self) -> BoundConfig:
+        """The configuration and store in use: those of the override that was entered last and has not been left."""
+        return self._overrides[-1][1]
 
     def _default_prefix(self) -> str:
         """The Lambda function's name, which changes so rarely that the last prefix is kept, and this function's."""
@@ -238,10 +265,25 @@ class IdempotencyHandler:
             self._named = raw, prefix
         return prefix
 
-    def _call(self, wiring: _Wiring, prefix: str, payload: Any, invoke: Callable[[], Any], invocation: Invocation) -> Call | None:
+    def enter_override(self, override: Override, store: Store | None, config: IdempotencyConfig | None) -> None:
+        """For `Override`: bind another store or configuration."""
+        before = self._bound
+        bound = BoundConfig(
+            before.config if config is None else config, before.store if store is None else store, is_async=self._is_async
+        )
+        self._overrides = (*self._overrides, (override, bound))
+
+    def leave_override(self, override: Override) -> None:
+        """For `Override`: forget what it has bound last, whatever was entered and left meanwhile."""
+        kept = list(self._overrides)
+        last = max(place for place, (owner, _) in enumerate(kept) if owner is override)
+        self._overrides = (*kept[:last], *kept[last + 1 :])
+
+    def _call(self, bound: BoundConfig, payload: Any, invoke: Callable[[], Any], invocation: Invocation) -> Call | None:
         """The call, planned; None if it has no key and runs unprotected."""
-        digest, payload_hash = _digests(wiring, payload)
-        config, store = wiring.config, wiring.store
+        prefix = self._key_prefix or self._default_prefix()
+        digest, payload_hash = _digests(bound, payload)
+        config, store = bound.config, bound.store
         if digest is None:
             if config.raise_on_no_idempotency_key:
                 raise IdempotencyKeyError("No data found to create a hashed idempotency_key")
@@ -278,30 +320,32 @@ class IdempotencyHandler:
         )
         if invocation.durable_arn is not None:
             plan = plan.replace(outlives_call=True, is_suspension=_is_suspension)
-        return Call(plan, invoke, result_json if self._serializer is None else self._serialized, config.observers)
+        own_context = invocation.context if invocation.is_own else None
+        scope = CallScope(bound.settings(prefix), plan.deadline_ms, own_context)
+        return Call(plan, invoke, result_json if self._serializer is None else self._serialized, config.observers, scope)
 
     def _serialized(self, value: Any) -> str:
         assert self._serializer is not None
         return result_json(None if value is None else self._serializer.to_dict(value))
 
-    def _settled(self, wiring: _Wiring, key: str, outcome: Outcome, cached: Refused | None) -> Executed | Replayed:
+    def _settled(self, bound: BoundConfig, key: str, outcome: Outcome, cached: Refused | None) -> Executed | Replayed:
         """What the caller gets, an error included."""
         if isinstance(outcome, (Executed, Replayed)):
             record = outcome.record
-            if wiring.cache is not None and record is not None and (cached is None or cached.existing is not record):
-                wiring.cache.put(key, record)
+            if bound.cache is not None and record is not None and (cached is None or cached.existing is not record):
+                bound.cache.put(key, record)
             if isinstance(outcome, Executed):
                 return outcome
-            return outcome.with_value(self._replayed_value(wiring, outcome.record))
+            return outcome.with_value(self._replayed_value(bound, outcome.record))
         if isinstance(outcome, Failed):
             _raise_unchanged(outcome.error)
         raise outcome.error from outcome.cause
 
-    def _replayed_value(self, wiring: _Wiring, record: DataRecord) -> Any:
+    def _replayed_value(self, bound: BoundConfig, record: DataRecord) -> Any:
         value = record.response_json_as_dict()
         if self._serializer is not None and value is not None:
             value = self._serializer.from_dict(value)
-        hook = wiring.config.response_hook
+        hook = bound.config.response_hook
         return value if hook is None else hook(value, record)
 
 
@@ -327,9 +371,9 @@ def _checked_store(store: object, *, is_async: bool) -> Store:
     return ThreadedPersistenceLayer(store)
 
 
-def _digests(wiring: _Wiring, payload: Any) -> tuple[str | None, str]:
+def _digests(bound: BoundConfig, payload: Any) -> tuple[str | None, str]:
     try:
-        return wiring.extractor.digests(payload)
+        return bound.extractor.digests(payload)
     except IdempotencyKeyError:
         raise
     except SelectionError as error:
@@ -360,38 +404,30 @@ def _wait_until_ms(config: IdempotencyConfig, now_ms: int, deadline_ms: int | No
 
 
 def _ambient_invocation(config: IdempotencyConfig) -> Invocation:
-    context = ambient_lambda_context.get()
+    scope = innermost_scope()
+    context = None if scope is None else scope.lambda_context
     if context is None:
         context = config.registered_lambda_context()
     return NO_INVOCATION if context is None else Invocation(context, is_own=False)
 
 
-def _enter(wiring: _Wiring, prefix: str, invocation: Invocation, plan: Plan) -> _Tokens:
-    """Make the call's configuration and deadline known to its store, and its invocation to the calls that it makes."""
-    context = None
+def _enter(bound: BoundConfig, scope: CallScope, invocation: Invocation) -> None:
+    """Make the call known to its store and to its function, and its invocation to the calls that the function makes."""
+    scope.enter()
     if invocation.is_own and invocation.context is not None:
-        context = ambient_lambda_context.set(invocation.context)
-        wiring.config.lambda_context = invocation.context  # for threads that the function starts without its context
-    # Without a deadline, a call that runs inside another one has that one's.
-    deadline = None if plan.deadline_ms is None else call_deadline_ms.set(plan.deadline_ms)
-    return call_settings.set(wiring.settings(prefix)), deadline, context
+        bound.config.begin_invocation(invocation.context)
 
 
-def _leave(tokens: _Tokens) -> None:
-    settings, deadline, context = tokens
-    try:
-        call_settings.reset(settings)
-        if deadline is not None:
-            call_deadline_ms.reset(deadline)
-        if context is not None:
-            ambient_lambda_context.reset(context)
-    except ValueError:
-        return  # closed from another context, as by the garbage collector: the coroutine's own is gone
+def _leave(bound: BoundConfig, scope: CallScope, invocation: Invocation) -> None:
+    """Undo `_enter`.  A second time, this changes nothing."""
+    scope.leave()
+    if invocation.is_own and invocation.context is not None:
+        bound.config.end_invocation(invocation.context)
 
 
-def _cached(wiring: _Wiring, cache: LocalCache, key: str) -> Refused | None:
+def _cached(bound: BoundConfig, cache: LocalCache, key: str) -> Refused | None:
     record = cache.get(key)
-    return None if record is None else Refused(record, wiring.store.clock_ms(), from_cache=True)
+    return None if record is None else Refused(record, bound.store.clock_ms(), from_cache=True)
 
 
 def _raise_unchanged(error: BaseException) -> NoReturn:
@@ -400,5 +436,8 @@ def _raise_unchanged(error: BaseException) -> NoReturn:
     try:
         raise error
     finally:
-        error.__context__ = context
+        _set_context(error, context)  # past the error's class, which may forbid assignments
         del error  # the frame refers to the error, and its traceback to the frame
+
+
+_set_context: Final = cast("Any", BaseException.__dict__["__context__"]).__set__

@@ -272,7 +272,7 @@ class Retries:
 
 def _tell_of(throttles: list[Exception]) -> None:
     """Leave a notice of the throttled requests of one call to whoever collects such."""
-    notices = call_notices.get()
+    notices = call_notices()
     if notices is not None:
         reasons = dict.fromkeys(reason for error in throttles for reason, _ in throttling_reasons(error))
         operation = getattr(throttles[0], "operation_name", "")

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from contextvars import ContextVar
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from persistence._values import Value
+from persistence.background import ThreadUnavailableError
 from persistence.datarecord import COMPLETED, INPROGRESS, STATUS_CONSTANTS, DataRecord
 from persistence.exceptions import (
     IdempotencyInvalidStatusError,
@@ -29,8 +30,10 @@ from persistence.exceptions import (
 )
 from persistence.missing import is_missing_idempotency_key
 from persistence.rules import is_expired
+from persistence.scope import innermost_scope
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Task
     from collections.abc import Awaitable, Callable
 
     from persistence.transaction import Transaction
@@ -42,8 +45,6 @@ __all__ = [
     "CallSettings",
     "DataRecord",
     "Refusal",
-    "call_deadline_ms",
-    "call_settings",
 ]
 
 T = TypeVar("T")
@@ -126,13 +127,6 @@ class Refusal:
 
 _DEFAULTS: Final = CallSettings()
 
-#: Set while a call uses a store, in that call's own thread or task, so that functions sharing a store never see each other's.
-call_settings: ContextVar[CallSettings] = ContextVar("call_settings", default=_DEFAULTS)
-
-
-#: When the running call's caller is stopped, in epoch milliseconds: a read, which carries no record, is not retried beyond it.
-call_deadline_ms: ContextVar[int | None] = ContextVar("call_deadline_ms", default=None)
-
 
 class _FromCall(Generic[T]):
     """A store attribute that reads the running call's configuration.  A subclass may assign its own instead."""
@@ -141,7 +135,9 @@ class _FromCall(Generic[T]):
         self._name = name
 
     def __get__(self, store: object, owner: type | None = None) -> T:
-        value: T = getattr(call_settings.get(), self._name)
+        scope = innermost_scope()
+        settings = None if scope is None else scope.settings
+        value: T = getattr(_DEFAULTS if settings is None else settings, self._name)
         return value
 
 
@@ -155,6 +151,10 @@ class _Layer:
 
     #: The store honours owner tokens: it fences late writes, renews leases and obeys `takes_over_orphans`.
     supports_leases: bool = False
+
+    #: A renewal never overwrites a completion or release that it meets on its way.  If it might, the library sends these only
+    #: after the last renewal has ended.
+    renews_atomically: bool = False
 
     #: Injectable: the present in epoch milliseconds.
     clock_ms: Callable[[], int] = staticmethod(wall_clock_ms)
@@ -182,6 +182,10 @@ class _Layer:
         raise IdempotencyPersistenceConfigError(
             f"{type(self).__name__} has no transactions; DynamoDBPersistenceLayer commits a record together with other writes"
         )
+
+    def is_claim_unsent(self, error: Exception) -> bool:
+        """Whether the failure of a claim proves that the claim was not written.  If in doubt, False."""
+        return isinstance(error, CLAIM_ANSWERS) or isinstance(error.__cause__, ThreadUnavailableError)
 
     def _check_status(self, offer: DataRecord, existing: DataRecord) -> None:
         """Raise if the refusing record, whose status is unknown, cannot be judged.  An expired one can, whatever it says."""
@@ -393,6 +397,18 @@ class BasePersistenceLayer(_Layer, ABC):
         raise NotImplementedError(f"{type(self).__name__} packs no results")
 
 
+#: Kept until they are done: a loop keeps no tasks.
+_releases: set[Task[None]] = set()
+
+
+def _released(task: Task[None]) -> None:
+    _releases.discard(task)
+    if not task.cancelled() and task.exception() is not None:
+        import logging  # imported lazily: speeds up cold start
+
+        logging.getLogger(__name__).warning("The claim of a closed coroutine was not released; it ends with its lease")
+
+
 class AsyncBasePersistenceLayer(_Layer, ABC):
     """A store with a native asyncio client: the contract of `BasePersistenceLayer`, awaited.  For async functions only."""
 
@@ -401,6 +417,20 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
         import asyncio  # here, so that sync users do not pay for its import
 
         await asyncio.sleep(ms / 1000)
+
+    def release_unawaited(self, record: DataRecord, loop: AbstractEventLoop) -> None:
+        """Release the record later, by the loop, for a caller that can no longer wait.  Takes no lock.
+
+        Called while the garbage collector closes a coroutine, in any thread and at any line.  If the loop does not run any more,
+        the claim ends with its lease.
+        """
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._begin_release, record, loop)
+
+    def _begin_release(self, record: DataRecord, loop: AbstractEventLoop) -> None:
+        task = loop.create_task(self.release(record))
+        _releases.add(task)
+        task.add_done_callback(_released)
 
     async def claim(self, offer: DataRecord) -> DataRecord:
         """As `BasePersistenceLayer.claim`."""

@@ -23,7 +23,7 @@ from persistence._cache_errors import LockedError, explanation, is_demoted, is_p
 from persistence._cache_scripts import FENCED, GRANTED, TextFormat, foreign, granted, kept_ms, reply
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, Schedule
 from persistence._steps import arun, run
-from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, _Layer, call_deadline_ms
+from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, _Layer
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
@@ -33,6 +33,7 @@ from persistence.exceptions import (
     IdempotencyResultNotKeptError,
 )
 from persistence.rules import is_claimable, is_held_by, is_in_progress, may_complete, may_release
+from persistence.scope import call_deadline_ms
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -124,6 +125,11 @@ class _CacheLayer(_Layer):
         self._used = client, port_of(client, self._min_replicas_ack)
         self._connection = None
 
+    @property
+    def renews_atomically(self) -> bool:  # type: ignore[override]  # it depends on the client
+        """Whether the client sends scripts; without them, a renewal reads the record and then writes it."""
+        return self._used[1] is not None
+
     def _using(self) -> Used:
         return self._used
 
@@ -141,7 +147,7 @@ class _CacheLayer(_Layer):
 
     def _reading(self, key: str) -> Steps[DataRecord]:
         client, port = self._using()
-        wanted = DataRecord(key, deadline_ms=call_deadline_ms.get())
+        wanted = DataRecord(key, deadline_ms=call_deadline_ms())
         if port is None:
             found = yield from self._sent(partial(self._read_plainly, client, key), wanted, FETCH_RETRY_MS)
         else:

@@ -23,7 +23,7 @@ from persistence._retries import (
     throttling_reasons,
 )
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, RESERVE_MS
-from persistence.base import BasePersistenceLayer, Refusal, call_deadline_ms
+from persistence.base import BasePersistenceLayer, Refusal
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
     IdempotencyItemNotFoundError,
@@ -33,6 +33,7 @@ from persistence.exceptions import (
     IdempotencyTransactionCanceledError,
 )
 from persistence.rules import is_claimable, is_completed, is_held_by, is_in_progress, may_release
+from persistence.scope import call_deadline_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -148,6 +149,7 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
     """
 
     supports_leases = True
+    renews_atomically = True
 
     def __init__(
         self,
@@ -375,7 +377,7 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
 
     def _get_record(self, idempotency_key: str) -> DataRecord:
         request = self._items.get(idempotency_key)
-        retries = Retries(self.clock_ms, self.sleep_ms, at_most_ms=FETCH_RETRY_MS, deadline_ms=call_deadline_ms.get())
+        retries = Retries(self.clock_ms, self.sleep_ms, at_most_ms=FETCH_RETRY_MS, deadline_ms=call_deadline_ms())
         answer = retries.call(self._client_of(idempotency_key).get_item, TableName=self.table_name, **request)
         item = answer.get("Item")
         if not item:
@@ -491,7 +493,7 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
 
     def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
         request = self._commit_request(data_record, transaction)
-        deadline_ms = call_deadline_ms.get() if data_record is None else data_record.deadline_ms
+        deadline_ms = call_deadline_ms() if data_record is None else data_record.deadline_ms
         retries = Retries(
             self.clock_ms,
             self.sleep_ms,
@@ -538,7 +540,7 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
         return {"TransactItems": writes, "ClientRequestToken": sha256(repr((key, writes)).encode()).hexdigest()[:36]}
 
     def _load_result(self, data_record: DataRecord) -> str:
-        deadline_ms = call_deadline_ms.get()
+        deadline_ms = call_deadline_ms()
         downloading = Retries(self.clock_ms, self.sleep_ms, at_most_ms=DOWNLOAD_RETRY_MS, deadline_ms=deadline_ms)
         return self._results.load(data_record, downloading)
 

@@ -38,6 +38,7 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
     """
 
     supports_leases = True
+    renews_atomically = True
 
     def __init__(self, *, max_records: int = 100_000, clock_ms: Callable[[], int] | None = None) -> None:
         if max_records < 1:

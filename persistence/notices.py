@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-
 from persistence._values import Value
+from persistence.scope import innermost_scope
 
 
 class Throttling(Value):
@@ -24,5 +23,7 @@ class Throttling(Value):
         self.reasons = reasons
 
 
-#: Where the running call's notices are collected; None if nobody asked for them.
-call_notices: ContextVar[list[Throttling] | None] = ContextVar("call_notices", default=None)
+def call_notices() -> list[Throttling] | None:
+    """Where the running call's notices are collected; None if nobody asked for them."""
+    scope = innermost_scope()
+    return None if scope is None else scope.notices

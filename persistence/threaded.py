@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import ref
 
+from persistence.background import call_workers
 from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
 
 if TYPE_CHECKING:
@@ -24,19 +23,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-#: Store calls under way at once.  Fewer than the connections of a client made by this library, so that none waits for one.
-WORKERS: Final = 40
-
-
-@cache
-def _workers() -> ThreadPoolExecutor:
-    """The process's own pool: the event loop's default one may be full of the user's blocking calls."""
-    return ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="idempotency-store")
-
-
-# A forked child has the pool but none of its threads, and would wait for them for ever.
-os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
 class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
@@ -55,38 +41,62 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
         if self.store.sleep_ms is BasePersistenceLayer.sleep_ms:
             await super().sleep_ms(ms)
         else:
-            await _in_thread(self.store.sleep_ms, ms)
+            await self._in_thread(self.store.sleep_ms, ms)
 
-    def release_in_background(self, record: DataRecord) -> None:
-        """Release the record without telling how that went, for a caller that can no longer wait."""
-        _workers().submit(self.store.release, record)
+    @property
+    def renews_atomically(self) -> bool:  # type: ignore[override]  # it is the wrapped store's
+        """As the wrapped store."""
+        return self.store.renews_atomically
+
+    def is_claim_unsent(self, error: Exception) -> bool:
+        """As the wrapped store."""
+        return super().is_claim_unsent(error) or self.store.is_claim_unsent(error)
+
+    def release_unawaited(self, record: DataRecord, loop: asyncio.AbstractEventLoop) -> None:  # noqa: ARG002
+        """As `AsyncBasePersistenceLayer.release_unawaited`, by a worker thread: it needs no loop."""
+        call_workers(self.store).submit_in_finalizer(partial(self.store.release, record))
 
     async def _offer_record(self, offer: DataRecord) -> DataRecord | Refusal | None:
-        return await _in_thread(partial(self.store._offer_record, offer))
+        return await self._in_thread(partial(self.store._offer_record, offer))
 
     async def _put_record(self, data_record: DataRecord) -> DataRecord | None:
-        return await _in_thread(self.store._put_record, data_record=data_record)
+        return await self._in_thread(self.store._put_record, data_record=data_record)
 
     async def _get_record(self, idempotency_key: str) -> DataRecord:
-        return await _in_thread(self.store._get_record, idempotency_key=idempotency_key)
+        return await self._in_thread(self.store._get_record, idempotency_key=idempotency_key)
 
     async def _update_record(self, data_record: DataRecord) -> None:
-        await _in_thread(self.store._update_record, data_record=data_record)
+        await self._in_thread(self.store._update_record, data_record=data_record)
 
     async def _delete_record(self, data_record: DataRecord) -> None:
-        await _in_thread(self.store._delete_record, data_record=data_record)
+        await self._in_thread(self.store._delete_record, data_record=data_record)
 
     def _begin_transaction(self, idempotency_key: str) -> Transaction:
         return self.store._begin_transaction(idempotency_key)
 
     async def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
-        await _in_thread(self.store._commit_record, data_record=data_record, transaction=transaction)
+        await self._in_thread(self.store._commit_record, data_record=data_record, transaction=transaction)
 
     async def _load_result(self, data_record: DataRecord) -> str:
-        return await _in_thread(self.store._load_result, data_record=data_record)
+        return await self._in_thread(self.store._load_result, data_record=data_record)
 
     def _explain(self, error: Exception) -> str:
         return self.store._explain(error)
+
+    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call *function* in a worker thread, in a copy of the caller's context; not at all if the caller is cancelled before.
+
+        Raises:
+            ThreadUnavailableError: there is no thread.  Nothing was called.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        call = partial(function, *args, **kwargs)
+        call_workers(self.store).submit(partial(_work, [future], _answers_for(loop), copy_context(), call))
+        try:
+            return await future
+        finally:
+            del future  # its error refers to this frame
 
 
 class _Answers:
@@ -150,17 +160,6 @@ def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None
         future.set_exception(RuntimeError("a store raised StopIteration"))
     else:
         future.set_exception(error)
-
-
-async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call *function* in a worker thread, in a copy of the caller's context; not at all if the caller is cancelled before."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-    _workers().submit(_work, [future], _answers_for(loop), copy_context(), partial(function, *args, **kwargs))
-    try:
-        return await future
-    finally:
-        del future  # its error refers to this frame
 
 
 def _work(waiting: list[asyncio.Future[T]], answers: _Answers, context: Context, call: Callable[[], T]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from threading import Thread
+from threading import current_thread
 from typing import TYPE_CHECKING
 
 import hypothesis  # noqa: F401 - what it asks the collector when it is imported must not have been frozen
@@ -11,9 +11,11 @@ import pytest
 from doubles import FakeClock
 from stores import STORES, Made
 
-from idempotency.heartbeat import Heartbeat
+from persistence import background
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stores import Peek
 
     from persistence.base import BasePersistenceLayer
@@ -43,13 +45,24 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+class Inline:
+    """Workers that make each call at once, in the thread that asks for it."""
+
+    def submit(self, call: Callable[[], object]) -> None:
+        call()
+
+
 @pytest.fixture(autouse=True)
-def heart(monkeypatch: pytest.MonkeyPatch) -> Heartbeat:
-    """The heartbeat of every call here: `beat()` renews what is due.  A thread that did it unasked would race a fake clock."""
-    still = Heartbeat()
-    still._thread = Thread()  # never started
-    monkeypatch.setattr("idempotency.heartbeat.heartbeat", still)
-    return still
+def heart(monkeypatch: pytest.MonkeyPatch) -> background.Heartbeat:
+    """The heartbeat of every call here: `beat()` renews what is due, by the fake clock alone.
+
+    A thread that did it unasked would race that clock.
+    """
+    by_hand = background.Heartbeat(monotonic=lambda: 0.0)
+    by_hand._thread = current_thread()  # alive, and never started
+    monkeypatch.setattr(background, "heartbeat", by_hand)
+    monkeypatch.setattr(background, "renewal_workers", lambda _store: Inline())
+    return by_hand
 
 
 @pytest.fixture(params=STORES)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from doubles import FakeClock
 
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 OUTSIDE = r"^current_attempt\(\) was called outside a running idempotent call$"
 

@@ -21,7 +21,7 @@ from engines.tables import create_table
 
 from idempotency import IdempotencyConfig, current_attempt
 from persistence.dynamodb import MAX_POOL_CONNECTIONS
-from persistence.threaded import WORKERS
+from persistence.background import CALL_WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -394,4 +394,4 @@ def test_a_group_of_which_all_fails_is_no_error_of_the_invocation(recipes: Recip
 def test_the_threads_of_the_document_are_no_more_than_the_connections(recipes: Recipes) -> None:
     assert recipes.pool._max_workers <= MAX_POOL_CONNECTIONS
     assert f"A client made by this library has {MAX_POOL_CONNECTIONS};" in DOCUMENT
-    assert f"{WORKERS} requests to DynamoDB are under way at once" in DOCUMENT
+    assert f"{CALL_WORKERS} requests to DynamoDB are under way at once" in DOCUMENT

@@ -25,7 +25,7 @@ from idempotency import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 ORDER = {"id": 7}
 LEASE_SECONDS = 3600

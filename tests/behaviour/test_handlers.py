@@ -6,6 +6,8 @@ import asyncio
 import base64
 import gzip
 import json
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,13 @@ import pytest
 from behaviour.kit import CountingStore, Work, key_of
 from doubles import LambdaContext
 
-from idempotency import IdempotencyConfig, idempotent, idempotent_function, make_idempotent
+from idempotency import (
+    IdempotencyConfig,
+    IdempotencyResultNotKeptError,
+    idempotent,
+    idempotent_function,
+    make_idempotent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -189,19 +197,59 @@ def test_a_callable_object_that_generates_is_refused_when_it_is_decorated(store:
         make_idempotent(Generating(), persistence_store=store)
 
 
-def test_a_function_that_hands_back_unfinished_work_is_told_so_and_leaves_the_key_free(store: CountingStore) -> None:
-    """A sync function that returns a coroutine has done nothing yet: replaying that would lose the effect."""
+def unfinished_work() -> dict[str, Callable[[], Any]]:
+    """Results that cannot be stored, of functions that have run."""
 
     async def work() -> int:
-        raise AssertionError("nobody may await this")
+        return 1
+
+    def generate() -> Iterator[int]:
+        yield 1
+
+    async def agenerate() -> AsyncIterator[int]:
+        yield 1
+
+    return {"coroutine": work, "generator": generate, "asynchronous generator": agenerate, "future": Future}
+
+
+@pytest.mark.parametrize("kind", unfinished_work())
+def test_a_result_that_cannot_be_stored_is_not_kept_whatever_it_is_and_no_retry_runs_again(
+    store: CountingStore, kind: str
+) -> None:
+    """The function has run: its effect may have happened before it made the coroutine that it returned."""
+    ran: list[str] = []
 
     @idempotent(persistence_store=store)
     def handler(event: Any, context: Any) -> Any:
-        return work()
+        ran.append("ran")
+        return unfinished_work()[kind]()
 
-    with pytest.raises(TypeError, match="returned a coroutine that has not run yet. Only `async def` functions are awaited"):
-        handler({"id": 1}, None)
+    for _ in range(3):
+        with pytest.raises(IdempotencyResultNotKeptError):
+            handler({"id": 1}, None)
 
+    assert ran == ["ran"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_functions_own_error_is_unchanged_even_if_its_class_forbids_assignments(store: CountingStore, is_async: bool) -> None:
+    @dataclass(frozen=True)
+    class FrozenError(Exception):
+        code: int
+
+    error = FrozenError(7)
+
+    def fail(event: Any) -> None:
+        raise error
+
+    async def afail(event: Any) -> None:
+        raise error
+
+    decorated = make_idempotent(afail if is_async else fail, persistence_store=store)
+    with pytest.raises(FrozenError) as raised:
+        asyncio.run(decorated({"id": 1})) if is_async else decorated({"id": 1})
+
+    assert raised.value is error
     assert store._records == {}
 
 

@@ -23,7 +23,7 @@ from fault.proxy import SLOW, Harm
 from faults import PREFIX, Suspended, key_of, keyed
 
 from idempotency import BaseError, current_attempt, idempotent, idempotent_function
-from persistence.base import call_deadline_ms
+from persistence.scope import call_deadline_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from stores import Peek
 
     from idempotency import Attempt
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
     from persistence.base import BasePersistenceLayer
 
     Proxy = dynamodb.FaultProxy | cache.RespProxy
@@ -313,7 +313,7 @@ class Chaos:
         """The function itself: what happens meanwhile, and how it ends."""
         attempt, history = current_attempt(), call.job.history
         # None of a function whose lease is renewed; one that knows a handler's deadline is stopped with it.
-        stopped_ms = call_deadline_ms.get()
+        stopped_ms = call_deadline_ms()
         run = history.begin(call.name, lambda: attempt.lease_end_ms or 0, stopped_ms)
         self._meanwhile(call, attempt)
         match call.end:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from idempotency import DataRecord
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 #: How many attempts are made in one go, and of how many that are asked for one is made here.
 ROUND: Final = 250

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from engines.caches import Node
     from fault.resp_proxy import Request
 
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 KINDS = ["redis-py", "valkey-py", "asyncio"]
 SECRET = "tops3cret"

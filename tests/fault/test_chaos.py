@@ -25,7 +25,7 @@ from persistence.lean import LeanClient
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 #: How many attempts are made in one go.
 ROUND = 250

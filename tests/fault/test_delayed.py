@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from faults import Fault, Send
 
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 
 def test_a_delayed_renewal_does_not_shorten_a_lease_that_was_renewed_since(bench: Bench, form: Form, heart: Heartbeat) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from faults import Store
 
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 
 def test_the_heartbeat_keeps_the_key_of_a_long_run(bench: Bench, form: Form, heart: Heartbeat) -> None:

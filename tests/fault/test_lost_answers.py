@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from faults import Fault
 
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 each_unknown_outcome = pytest.mark.parametrize(
     ("form", "error"),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from idempotency import DataRecord
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 SECRET = "tops3cret"
 PAYLOAD = {**ORDER, "card": SECRET}

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from doubles import FakeClock
     from faults import Fault, Send
 
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 COMMIT = "transact_write_items"
 

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from fault.transfers import Story
     from stores import Made
 
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
 #: Of how many deliveries at most workers are killed, with each client, whatever --chaos-attempts says: each costs a process.
 MOST_KILLS = 500

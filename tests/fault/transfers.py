@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fault.proxy import Answer, FaultProxy, Request
     from powertools_side import Library
 
-    from idempotency.heartbeat import Heartbeat
+    from persistence.background import Heartbeat
 
     Items = Mapping[str, dict[str, Any]]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 import pytest
 from verbs import at_once
 
 from idempotency import IdempotencyPersistenceConfigError, Transaction, current_attempt, transaction
-from idempotency.attempt import Attempt, restore, running_attempt
+from idempotency.attempt import Attempt
+from persistence.scope import CallScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +34,17 @@ def attempt_at(
 ATTEMPT = attempt_at("fn#1")
 
 
+def running(attempt: Attempt) -> CallScope:
+    """The scope of a call whose attempt runs here."""
+    scope = CallScope()
+    scope.attempt = attempt
+    scope.enter()
+    return scope
+
+
 def test_the_running_attempt_is_the_one_of_this_thread_or_task() -> None:
     def run() -> Attempt:
-        running_attempt.set(ATTEMPT)
+        running(ATTEMPT)
         return current_attempt()
 
     assert copy_context().run(run) is ATTEMPT
@@ -87,17 +96,6 @@ def test_a_call_without_a_record_has_an_attempt_with_a_random_key_of_its_own() -
     assert (one.owner_token, one.generation, one.lease_end_ms) == ("", 0, None)
 
 
-def test_a_context_variable_is_restored_where_it_was_set_and_left_alone_elsewhere() -> None:
-    variable: ContextVar[str] = ContextVar("variable", default="outer")
-    here = variable.set("inner")
-    elsewhere = copy_context().run(variable.set, "foreign")
-
-    restore(variable, elsewhere)
-    assert variable.get() == "inner"
-    restore(variable, here)
-    assert variable.get() == "outer"
-
-
 # Its transaction
 
 
@@ -123,11 +121,11 @@ def test_the_transaction_is_the_one_of_the_attempt_that_runs_here() -> None:
     outer, inner = attempt_at("fn#1"), attempt_at("fn#2")
 
     def run() -> list[Transaction]:
-        running_attempt.set(outer)
+        running(outer)
         first = transaction()
-        token = running_attempt.set(inner)
+        nested = running(inner)
         second = transaction()
-        running_attempt.reset(token)
+        nested.leave()
         return [first, second, transaction()]
 
     assert copy_context().run(run) == [outer.transaction(), inner.transaction(), outer.transaction()]

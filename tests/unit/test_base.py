@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from doubles import START_MS, FakeClock
 
-from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, CallSettings, call_settings
+from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, CallSettings
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     IdempotencyInvalidStatusError,
@@ -25,6 +25,7 @@ from persistence.exceptions import (
     IdempotencyValidationError,
 )
 from persistence.memory import InMemoryPersistenceLayer
+from persistence.scope import CallScope
 from persistence.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -599,7 +600,7 @@ def test_inside_a_call_a_store_reads_the_calls_configuration(kind: Any) -> None:
     store = kind()
 
     def call() -> dict[str, object]:
-        call_settings.set(SETTINGS)
+        CallScope(SETTINGS).enter()
         return {name: getattr(store, name) for name in DEFAULTS}
 
     assert copy_context().run(call) == {name: getattr(SETTINGS, name) for name in SETTINGS.__match_args__}

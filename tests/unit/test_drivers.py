@@ -85,7 +85,7 @@ class Noticing(InMemoryPersistenceLayer):
         self.was_collected: list[bool] = []
 
     def _throttled(self, operation: str) -> None:
-        notices = call_notices.get()
+        notices = call_notices()
         self.was_collected.append(notices is not None)
         if notices is not None:
             notices.append(Throttling(operation, 2, ("Hot",)))
@@ -305,7 +305,7 @@ def test_an_interruption_of_the_request_tells_of_its_throttles(noticing: Noticin
         function(noticing, lambda: "done", False, observers=[seen.append])()
 
     assert told(seen)[0] == "throttled put"
-    assert call_notices.get() is None
+    assert call_notices() is None
 
 
 # Calls that were fenced off

@@ -37,6 +37,7 @@ from persistence._retries import (
 )
 from persistence._schedule import BASE_MS, CAP_MS, LEAST_MS, RESERVE_MS, WISH_CAP_MS
 from persistence.notices import Throttling, call_notices
+from persistence.scope import CallScope
 
 
 def answered(code: str, status: int = 400, retries: int = 0) -> sdk.ClientError:
@@ -621,9 +622,11 @@ def test_the_reasons_of_a_throttle_are_read_in_both_spellings(error: Exception, 
 def notices() -> Any:
     """What the requests of the running call left behind."""
     collected: list[Throttling] = []
-    token = call_notices.set(collected)
+    scope = CallScope()
+    scope.notices = collected
+    scope.enter()
     yield collected
-    call_notices.reset(token)
+    scope.leave()
 
 
 def test_throttles_leave_one_notice_with_their_number_and_each_reason_once(clock: FakeClock, notices: list[Throttling]) -> None:
@@ -691,7 +694,7 @@ def test_a_throttle_of_a_client_that_names_no_operation_leaves_a_notice_too(cloc
 
 
 def test_without_anybody_who_collects_notices_there_are_none(clock: FakeClock) -> None:
-    assert call_notices.get() is None
+    assert call_notices() is None
 
     assert retrying(clock).call(sender(throttled(HOT), "done")) == "done"
 

@@ -16,6 +16,7 @@ import pytest
 from doubles import START_MS, FakeClock
 
 from persistence import threaded
+from persistence.background import CALL_WORKERS
 from persistence.base import BasePersistenceLayer
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
@@ -26,7 +27,7 @@ from persistence.exceptions import (
     IdempotencyTransactionCanceledError,
 )
 from persistence.memory import InMemoryPersistenceLayer
-from persistence.threaded import WORKERS, ThreadedPersistenceLayer, _Answers
+from persistence.threaded import ThreadedPersistenceLayer, _Answers
 from persistence.transaction import Transaction
 
 OFFER = DataRecord("fn#1", "INPROGRESS", START_MS // 1000 + 60, START_MS + 1_000, owner_token="a", generation=1)
@@ -228,7 +229,7 @@ def test_a_hook_that_has_begun_is_finished_although_its_caller_was_cancelled() -
 
 
 def test_a_hook_whose_caller_was_cancelled_before_a_thread_was_free_is_not_run() -> None:
-    all_busy, may_end = threading.Barrier(WORKERS + 1), threading.Event()
+    all_busy, may_end = threading.Barrier(CALL_WORKERS + 1), threading.Event()
 
     class Slow(Recording):
         def _update_record(self, data_record: DataRecord) -> None:
@@ -239,7 +240,7 @@ def test_a_hook_whose_caller_was_cancelled_before_a_thread_was_free_is_not_run()
     store = ThreadedPersistenceLayer(wrapped)
 
     async def story() -> None:
-        busy = [asyncio.ensure_future(store.complete(DONE)) for _ in range(WORKERS)]
+        busy = [asyncio.ensure_future(store.complete(DONE)) for _ in range(CALL_WORKERS)]
         await asyncio.to_thread(all_busy.wait, 10)
         fetching = asyncio.ensure_future(store.fetch("fn#1"))
         await asyncio.sleep(0)  # it begins, and waits for a thread
@@ -275,7 +276,7 @@ def test_an_error_goes_with_its_last_user_and_needs_no_garbage_collector(monkeyp
             raise OfTheStoreError
 
     worker = ThreadPoolExecutor(1)
-    monkeypatch.setattr(threaded, "_workers", lambda: worker)
+    monkeypatch.setattr(threaded, "call_workers", lambda _store: worker)
 
     async def story() -> weakref.ref[BaseException]:
         try:  # `pytest.raises` would keep it
@@ -365,7 +366,7 @@ def test_an_answer_that_comes_after_its_caller_was_cancelled_keeps_nobody_elses_
 
 def test_an_answer_that_a_loop_left_behind_does_not_concern_the_next_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
-    monkeypatch.setattr(threaded, "_workers", lambda: workers[-1])
+    monkeypatch.setattr(threaded, "call_workers", lambda _store: workers[-1])
     may_end = threading.Event()
 
     class Slow(Recording):
@@ -412,9 +413,12 @@ def test_a_release_in_the_background_tells_nobody_how_it_went(trouble: Exception
                 released.set()
 
     wrapped = Deleting(clock_ms=clock)
-    granted = wrapped.claim(OFFER)
+    store = ThreadedPersistenceLayer(wrapped)
 
-    ThreadedPersistenceLayer(wrapped).release_in_background(granted)
+    async def story() -> None:
+        store.release_unawaited(await store.claim(OFFER), asyncio.get_running_loop())
+
+    asyncio.run(story())
 
     assert released.wait(timeout=10)
     assert (wrapped.fetch("fn#1") is None) is (trouble is None)
@@ -439,7 +443,7 @@ def test_store_calls_do_not_wait_for_the_users_own_blocking_calls() -> None:
 
 
 def test_as_many_store_calls_run_at_once_as_there_are_workers() -> None:
-    barrier = threading.Barrier(WORKERS)
+    barrier = threading.Barrier(CALL_WORKERS)
 
     class Meeting(Recording):
         def _update_record(self, data_record: DataRecord) -> None:
@@ -448,7 +452,7 @@ def test_as_many_store_calls_run_at_once_as_there_are_workers() -> None:
     store = ThreadedPersistenceLayer(Meeting())
 
     async def story() -> None:
-        await asyncio.gather(*[store.complete(DONE) for _ in range(WORKERS)])
+        await asyncio.gather(*[store.complete(DONE) for _ in range(CALL_WORKERS)])
 
     asyncio.run(story())
 
