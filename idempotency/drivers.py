@@ -43,6 +43,7 @@ from idempotency.execution import (
     Unstorable,
     Wait,
     execution,
+    is_exit,
     usual,
 )
 from persistence import background
@@ -134,7 +135,7 @@ def drive(call: Call, store: BasePersistenceLayer, cached: Refused | None = None
     except _RanInChildError as ran:
         return ran.outcome
     except BaseException as error:
-        performer.give_up(error)
+        performer.wind_up(error)
         raise
 
 
@@ -267,6 +268,8 @@ class _PerformerBase:
 
 class _Performer(_PerformerBase):
     store: BasePersistenceLayer
+    #: The claim, and what the function returned, until that is stored.
+    unstored: tuple[DataRecord, Returned] | None = None
 
     def perform_observed(self, effect: Effect) -> Reply:
         """As `perform`; observers hear what the store meets.  Not what stores meet that the function uses, or an observer."""
@@ -327,15 +330,22 @@ class _Performer(_PerformerBase):
         self.held = None
         return Refused(granted.existing, now_ms)
 
-    def give_up(self, error: BaseException) -> None:
-        """Release the claim of a call that ends by *error* before its function begins, whether it was stored or not."""
-        if not self.must_give_up(error):
-            return
-        assert self.held is not None
+    def wind_up(self, error: BaseException) -> None:
+        """Leave the record as it should be after a call that ends by *error*, within `GIVE_UP_MS`.
+
+        Before the function runs, the claim is released, whether it was stored or not.  If the process is to end between the
+        return of the function and the completion, the result is stored first.
+        """
         try:
-            self.store.release(self.held.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
+            if self.must_give_up(error):
+                assert self.held is not None
+                self.store.release(self.held.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
+            elif self.unstored is not None and is_exit(error):
+                granted, ran = self.unstored
+                record = self.call.plan.completed(granted, ran.response_data, ran.now_ms)
+                self.store.complete(record.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
         except Exception:  # noqa: BLE001 - logged
-            _log_not_given_up(self.held)
+            _log_not_wound_up(self.call.plan.key)
 
     def run(self, granted: DataRecord) -> Reply:
         """Run the function, its lease renewed meanwhile where it is one that is."""
@@ -355,7 +365,10 @@ class _Performer(_PerformerBase):
         finally:
             scope.attempt = None
             transaction = attempt.close()
-        return self.returned(value, transaction)
+        reply = self.returned(value, transaction)
+        if isinstance(reply, Returned) and transaction is None:
+            self.unstored = granted, reply
+        return reply
 
     def _renewal(self, granted: DataRecord, attempt: Attempt) -> Callable[[Lease], None]:
         return background.by_workers(self.store, _renewing(self, granted, attempt, self.store.renew))
@@ -366,19 +379,10 @@ class _Performer(_PerformerBase):
             self._settle_lease()
             self.store.complete(record)
         except Exception as error:  # noqa: BLE001 - sorted out there
+            self.unstored = None
             return self.failed(Complete(record), error)
-        except BaseException:  # of a signal's handler; the function has run, so a moment is taken to store its result
-            self._complete_once_more(record)
-            raise
+        self.unstored = None
         return STORED
-
-    def _complete_once_more(self, record: DataRecord) -> None:
-        try:
-            self.store.complete(record.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
-        except Exception:  # noqa: BLE001 - logged
-            _logger().warning(
-                "The result of idempotency key %s was not stored, because its call was interrupted", record.key, exc_info=True
-            )
 
     def _settle_lease(self) -> None:
         lease = self.lease_to_settle()
@@ -454,7 +458,7 @@ class _AsyncPerformer(_PerformerBase):
         return Refused(granted.existing, now_ms)
 
     async def give_up(self) -> None:
-        """As `_Performer.give_up`."""
+        """Release the claim of a call that ends before its function begins, whether it was stored or not."""
         import asyncio
 
         assert self.held is not None
@@ -465,7 +469,7 @@ class _AsyncPerformer(_PerformerBase):
                     await asyncio.wait({self._claiming})
                 await self.store.release(self.held)
         except Exception:  # noqa: BLE001 - logged
-            _log_not_given_up(self.held)
+            _log_not_wound_up(self.held.key)
 
     def give_up_unawaited(self) -> None:
         """Release the claim later, in a call that can no longer wait for anything.  Takes no lock."""
@@ -621,10 +625,10 @@ def _retrieved(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-def _log_not_given_up(held: DataRecord) -> None:
+def _log_not_wound_up(key: str) -> None:
     _logger().warning(
-        "The claim of idempotency key %s was not released after its call was interrupted or failed; it ends with its lease",
-        held.key,
+        "The record of idempotency key %s could not be settled after its call was interrupted or failed; its lease frees the key",
+        key,
         exc_info=True,
     )
 

@@ -72,10 +72,10 @@ NEVER_SECONDS: Final = 10 * 365 * 24 * 60 * 60
 
 def _is_foreign(error: BaseException) -> bool:
     """Whether the error is neither a failure nor an exit: the durable SDK suspends a run by a BaseException of its own."""
-    return not (isinstance(error, Exception) or _is_exit(error))
+    return not (isinstance(error, Exception) or is_exit(error))
 
 
-def _is_exit(error: BaseException) -> bool:
+def is_exit(error: BaseException) -> bool:
     """Whether the error ends the thread, task or process: the function did not finish and will not."""
     if isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit)):
         return True

@@ -20,8 +20,8 @@ from engines.repository import ROOT
 from engines.tables import create_table
 
 from idempotency import IdempotencyConfig, current_attempt
-from persistence.dynamodb import MAX_POOL_CONNECTIONS
 from persistence.background import CALL_WORKERS
+from persistence.dynamodb import MAX_POOL_CONNECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

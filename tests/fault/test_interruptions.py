@@ -85,14 +85,28 @@ def test_an_interrupted_completion_that_was_applied_is_replayed(bench: Bench, le
     assert deliver(bench, raise_boom) == "paid"
 
 
-def test_an_interrupted_completion_that_was_not_applied_keeps_the_key(bench: Bench) -> None:
-    """The function ran: to free the key would be to run it again at once."""
+@pytest.mark.parametrize("leaves", EXITS)
+def test_an_interrupted_completion_that_was_not_applied_is_made_once_more(bench: Bench, leaves: type[BaseException]) -> None:
+    """The function ran: without its result it would run again after its lease."""
+    bench.client.at("update_item", 1, refused(leaves()))
+    with pytest.raises(leaves):
+        deliver(bench)
+
+    assert deliver(bench, raise_boom) == "paid"
+
+
+def test_an_interrupted_completion_that_fails_the_second_time_keeps_the_key(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To free the key would be to run the function again at once."""
     bench.client.at("update_item", 1, refused(KeyboardInterrupt()))
+    bench.client.at("update_item", 2, refused(access_denied()))
     with pytest.raises(KeyboardInterrupt):
         deliver(bench)
 
     with pytest.raises(IdempotencyAlreadyInProgressError):
         deliver(bench)
+    assert [KEY in record.getMessage() for record in caplog.records] == [True]
 
 
 class Gate:
