@@ -41,8 +41,7 @@ _last_invocation: object = None
 
 
 def _invocation_id(context: Deadline) -> object:
-    request_id = getattr(context, "aws_request_id", None)
-    return request_id if isinstance(request_id, str) else id(context)
+    return getattr(context, "aws_request_id", None) or id(context)
 
 
 def enter_invocation(context: Deadline) -> None:

@@ -229,17 +229,14 @@ class _PerformerBase:
         lease.end()
         return lease
 
-    def check_process(self, outcome: Executed | Failed) -> None:
-        """Raise if the function forked, and this is the child."""
-        if background.fork_count != self._fork_count:
-            raise _RanInChildError(outcome)
-
     def raised(self, error: BaseException) -> Reply:
-        self.check_process(Failed(error))
+        if background.fork_count != self._fork_count:
+            raise _RanInChildError(Failed(error))
         return Raised(error, self.clock_ms())
 
     def returned(self, value: Any, transaction: Transaction | None) -> Reply:
-        self.check_process(Executed(value, None))
+        if background.fork_count != self._fork_count:
+            raise _RanInChildError(Executed(value, None))
         now_ms = self.clock_ms()
         try:
             response_data = self.call.serialize(value)
@@ -376,7 +373,8 @@ class _Performer(_PerformerBase):
     def complete(self, record: DataRecord) -> Reply:
         """Store the result."""
         try:
-            self._settle_lease()
+            if self.call.scope.lease is not None:
+                self._settle_lease()
             self.store.complete(record)
         except Exception as error:  # noqa: BLE001 - sorted out there
             self.unstored = None

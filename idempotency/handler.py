@@ -172,6 +172,7 @@ class IdempotencyHandler:
         bound = BoundConfig(config if config is not None else IdempotencyConfig(), persistence_store, is_async=is_async)
         #: Who bound them, and what: first the decorator, then the overrides in the order in which they were entered.
         self._overrides: tuple[tuple[object, BoundConfig], ...] = ((self, bound),)
+        self._bound = bound
 
     def execute(self, payload: Any, invoke: Callable[[], Any], invocation: Invocation | None = None) -> Executed | Replayed:
         """Call *invoke* once for the payload's key, or replay its result."""
@@ -188,8 +189,9 @@ class IdempotencyHandler:
                 return self._settled(bound, call.plan.key, drive(call, store, cached), cached)
             finally:
                 _leave(bound, call.scope, invocation)
-        finally:  # again, for a signal whose handler raised inside the first one
-            _leave(bound, call.scope, invocation)
+        finally:
+            if not call.scope.is_left:  # a signal's handler raised inside the other one
+                _leave(bound, call.scope, invocation)
 
     async def aexecute(
         self, payload: Any, invoke: Callable[[], Any], invocation: Invocation | None = None
@@ -209,7 +211,8 @@ class IdempotencyHandler:
             finally:
                 _leave(bound, call.scope, invocation)
         finally:
-            _leave(bound, call.scope, invocation)
+            if not call.scope.is_left:
+                _leave(bound, call.scope, invocation)
 
     def unprotected(self, invoke: Callable[[], Any]) -> Executed:
         """Call *invoke*, come what may: the call has no key, or idempotency is switched off."""
@@ -223,8 +226,8 @@ class IdempotencyHandler:
             finally:
                 scope.leave()
                 transaction = attempt.close()
-        finally:  # again, as in `execute`
-            scope.leave()
+        finally:
+            scope.leave()  # again, as in `execute`
         if transaction is not None:
             store.commit(None, transaction)
         return Executed(value, None)
@@ -251,11 +254,6 @@ class IdempotencyHandler:
         """Use another store or configuration inside the `with` block, in all threads.  For tests."""
         return Override(self, persistence_store, config)
 
-    @property
-    def _bound(self) -> BoundConfig:
-        """The configuration and store in use: those of the override that was entered last and has not been left."""
-        return self._overrides[-1][1]
-
     def _default_prefix(self) -> str:
         """The Lambda function's name, which changes so rarely that the last prefix is kept, and this function's."""
         raw = LAMBDA_FUNCTION.raw()
@@ -272,12 +270,14 @@ class IdempotencyHandler:
             before.config if config is None else config, before.store if store is None else store, is_async=self._is_async
         )
         self._overrides = (*self._overrides, (override, bound))
+        self._bound = bound
 
     def leave_override(self, override: Override) -> None:
         """For `Override`: forget what it has bound last, whatever was entered and left meanwhile."""
         kept = list(self._overrides)
         last = max(place for place, (owner, _) in enumerate(kept) if owner is override)
         self._overrides = (*kept[:last], *kept[last + 1 :])
+        self._bound = self._overrides[-1][1]
 
     def _call(self, bound: BoundConfig, payload: Any, invoke: Callable[[], Any], invocation: Invocation) -> Call | None:
         """The call, planned; None if it has no key and runs unprotected."""
@@ -419,10 +419,10 @@ def _enter(bound: BoundConfig, scope: CallScope, invocation: Invocation) -> None
 
 
 def _leave(bound: BoundConfig, scope: CallScope, invocation: Invocation) -> None:
-    """Undo `_enter`.  A second time, this changes nothing."""
-    scope.leave()
+    """Undo `_enter`."""
     if invocation.is_own and invocation.context is not None:
         bound.config.end_invocation(invocation.context)
+    scope.leave()
 
 
 def _cached(bound: BoundConfig, cache: LocalCache, key: str) -> Refused | None:

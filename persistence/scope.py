@@ -30,13 +30,16 @@ class CallScope:
         lease: The lease that is renewed while the call runs; None if none is.
         notices: Where the store leaves notices of what it meets; None if nobody asked for them.
         is_over: Whether the call has ended.
+        is_left: Whether `leave` has come to its end.
         outer: The scope of the call that this one runs inside; None if there is none, or if this one has ended.
     """
 
-    __slots__ = ("attempt", "deadline_ms", "is_over", "lambda_context", "lease", "notices", "outer", "settings")
+    __slots__ = ("attempt", "deadline_ms", "is_left", "is_over", "lambda_context", "lease", "notices", "outer", "settings")
 
     def __init__(self, settings: CallSettings | None = None, deadline_ms: int | None = None, lambda_context: Any = None) -> None:
-        outer: CallScope | None = innermost_scope()
+        outer = _scope.get()
+        if outer is not None:
+            outer = innermost_scope()
         if outer is not None:
             settings = outer.settings if settings is None else settings
             deadline_ms = outer.deadline_ms if deadline_ms is None else deadline_ms
@@ -47,7 +50,7 @@ class CallScope:
         self.attempt: Any = None
         self.lease: Lease | None = None
         self.notices: list[Throttling] | None = None
-        self.is_over = False
+        self.is_over = self.is_left = False
         self.outer = outer
 
     def enter(self) -> None:
@@ -55,7 +58,7 @@ class CallScope:
         _scope.set(self)
 
     def leave(self) -> None:
-        """End the scope.  Once it has ended, this changes nothing."""
+        """End the scope, unless it has been left already."""
         self.is_over = True
         if self.lease is not None:
             self.lease.end()
@@ -64,6 +67,7 @@ class CallScope:
         if _scope.get() is self:
             _scope.set(self.outer)
         self.outer = None
+        self.is_left = True
 
     def running_attempt(self) -> Any:
         """The attempt of this call, or of the innermost call around it that has one."""
