@@ -273,6 +273,7 @@ def test_a_lease_ends_before_it_was_ever_kept(renewals: Renewals, clock: FakeClo
     lease.run(renewals)
 
     assert renewals.at_ms == []
+    assert not lease.is_under_way
 
 
 # No renewal is under way when a result is written
@@ -452,6 +453,14 @@ def test_of_two_threads_that_were_started_at_once_one_ends(real: Heartbeat) -> N
     assert renewed.wait(30)
 
 
+def test_a_thread_that_ends_leaves_its_wake_to_the_one_that_goes_on() -> None:
+    heart = Heartbeat()
+
+    heart._run(heart._wake)
+
+    assert heart._wake.qsize() == 1
+
+
 # A thread that cannot be started
 
 
@@ -582,18 +591,20 @@ def test_the_workers_of_a_store_end_with_it() -> None:
         pass
 
     store: object = Store()
-    done = threading.Event()
     workers = background.call_workers(store)
     assert background.call_workers(store) is workers
-    workers.submit(done.set)
-    assert done.wait(30)
-    thread = workers._threads[0]
+    meeting = threading.Barrier(3)
+    for _ in range(2):
+        workers.submit(lambda: meeting.wait(30))
+    meeting.wait(30)
+    threads = [*workers._threads]
 
     del workers, store
     gc.collect()
-    thread.join(30)
+    for thread in threads:
+        thread.join(30)
 
-    assert not thread.is_alive()
+    assert [thread.is_alive() for thread in threads] == [False, False]
 
 
 def test_a_stores_calls_and_renewals_have_workers_of_their_own() -> None:
@@ -727,7 +738,7 @@ held, may_end = threading.Event(), threading.Event()
 def hold():
     with long:
         held.set()
-        may_end.wait(30)
+        may_end.wait()
 
 holder = threading.Thread(target=hold)
 holder.start()
@@ -738,6 +749,7 @@ with short:  # reentrant: the thread that forks may hold it
         with short, long:
             os._exit(0)
 _, status = os.waitpid(child, 0)
+assert not may_end.is_set() and holder.is_alive()
 may_end.set()
 holder.join()
 with short, long:
