@@ -165,8 +165,8 @@ class _Watched:
                 notify(self.call.observers, event)
 
     def attempt(self, granted: DataRecord) -> Attempt:
-        lease_end_ms = granted.in_progress_expiry_timestamp
-        return Attempt(self.call.plan.key, granted.owner_token, granted.generation, lease_end_ms, self.store.begin)
+        plan = self.call.plan
+        return Attempt(plan.key, granted.owner_token, granted.generation, plan.believed_end_ms(granted), self.store.begin)
 
     def renew_with(self, granted: DataRecord, attempt: Attempt, write: Callable[[DataRecord], object]) -> None:
         """Have the lease, which is one that is renewed, renewed until the call ends."""
@@ -177,9 +177,9 @@ class _Watched:
         def renew() -> None:
             renewed = plan.renewed(granted, clock_ms())
             write(renewed)
-            attempt.lease_end_ms = renewed.in_progress_expiry_timestamp
+            attempt.lease_end_ms = plan.believed_end_ms(renewed)
 
-        watch = heartbeat.watch(plan.key, renew, clock_ms, plan.lease_ms, granted.in_progress_expiry_timestamp)
+        watch = heartbeat.watch(plan.key, renew, clock_ms, plan.lease_ms, attempt.lease_end_ms)
         self.end_renewal = partial(heartbeat.forget, watch)
 
     def returned(self, value: Any, transaction: Transaction | None) -> Reply:
