@@ -308,7 +308,7 @@ class IdempotencyHandler:
 
 
 def _new_cache(config: IdempotencyConfig) -> LocalCache:
-    from idempotency.local_cache import LocalCache  # here: it needs threading
+    from idempotency.local_cache import LocalCache  # here: few functions use it
 
     return LocalCache(config.local_cache_max_items)
 

@@ -193,7 +193,9 @@ def test_the_downstream_key_is_the_same_in_every_process_and_every_version(store
     assert other.stdout.strip() == "370842d2-2b1b-549e-a846-822928ddfa16"
 
 
-def test_the_lease_end_grows_when_the_lease_is_renewed_and_is_a_margin_before_that_of_the_record(store: CountingStore, clock: FakeClock, heart: Heartbeat) -> None:
+def test_the_lease_end_grows_with_each_renewal_and_leaves_the_margin_out(
+    store: CountingStore, clock: FakeClock, heart: Heartbeat
+) -> None:
     ends: list[int | None] = []
 
     def work(order: int) -> None:

@@ -360,7 +360,7 @@ def test_row_12_generator_functions_are_refused_when_decorated(bench: Bench) -> 
 
 
 def test_row_13_without_a_deadline_a_crash_frees_the_key_after_the_lease(bench: Bench, form: Form) -> None:
-    """Row 13: and not after `expires_after_seconds`.  Refused in the last millisecond of lease and margin, granted in the next."""
+    """Row 13: and not after `expires_after_seconds`.  Refused in the last millisecond of lease and margin, then granted."""
     with pytest.raises(Suspended):
         form.function(lambda _event: raise_suspended(), bench.store, keyed(lease_seconds=60))(ORDER)
     work = form.function(lambda _event: "done", bench.store)
