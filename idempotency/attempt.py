@@ -27,7 +27,8 @@ class Attempt:
         owner_token: Names this attempt; every write of its record is fenced by it.
         generation: 1 for the first attempt at the key, one more with each takeover.  Store it with your own resource and reject
             a smaller one, to fence off an attempt that was superseded while it ran.
-        lease_end_ms: Until when the key is ours, in epoch milliseconds; grows when the lease is renewed.
+        lease_end_ms: Until when the key is ours, in epoch milliseconds; grows when the lease is renewed.  In the record, a
+            renewed lease ends `lease_margin_seconds` later, because other machines' clocks may be ahead of this one's.
     """
 
     __slots__ = ("_begin", "_begun", "generation", "key", "lease_end_ms", "owner_token")

@@ -200,8 +200,8 @@ class _PerformerBase:
         return not (isinstance(error, Exception) and self.store.is_claim_unsent(error))
 
     def attempt(self, granted: DataRecord) -> Attempt:
-        lease_end_ms = granted.in_progress_expiry_timestamp
-        return Attempt(self.call.plan.key, granted.owner_token, granted.generation, lease_end_ms, self.store.begin)
+        plan = self.call.plan
+        return Attempt(plan.key, granted.owner_token, granted.generation, plan.believed_end_ms(granted), self.store.begin)
 
     def keep_lease(self, granted: DataRecord, begin: Callable[[Lease], None]) -> None:
         """Have the lease, which is one that is renewed, renewed until the call ends.
@@ -211,7 +211,7 @@ class _PerformerBase:
         """
         plan = self.call.plan
         assert plan.lease_ms is not None
-        lease = background.Lease(plan.key, begin, self.clock_ms, plan.lease_ms, granted.in_progress_expiry_timestamp)
+        lease = background.Lease(plan.key, begin, self.clock_ms, plan.lease_ms, plan.believed_end_ms(granted))
         self.call.scope.lease = lease  # first: from here on, the end of the scope ends the lease
         background.heartbeat.keep(lease)
 
@@ -528,7 +528,7 @@ class _AsyncPerformer(_PerformerBase):
             except BaseException as error:  # noqa: BLE001 - logged there, and nobody awaits this task
                 lease.failed(error)
             else:
-                attempt.lease_end_ms = renewed.in_progress_expiry_timestamp
+                attempt.lease_end_ms = self.call.plan.believed_end_ms(renewed)
                 lease.renewed(is_ours=True)
 
         def start(lease: Lease) -> None:
@@ -578,7 +578,7 @@ def _renewing(
             write(renewed)
         except IdempotencyLeaseLostError:
             return False
-        attempt.lease_end_ms = renewed.in_progress_expiry_timestamp
+        attempt.lease_end_ms = performer.call.plan.believed_end_ms(renewed)
         return True
 
     return renew

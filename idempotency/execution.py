@@ -96,6 +96,8 @@ class Plan(Value):
         lease_ms: The length of a lease that is renewed while the function runs; None if the lease is not renewed.
         lease_end_ms: When a lease that is not renewed ends, margin included; None, without a renewed lease either, for a store
             that knows no leases: the key is then held until the claim's expiry.
+        lease_margin_ms: How much later than this attempt counts on a renewed lease ends in its record, so that an attempt whose
+            clock is ahead by less does not take it over too early.
         deadline_ms: When the caller is stopped; None if unknown.
         expires_after_ms: How long the result is replayed.
         wait_until_ms: Until when another attempt's result is waited for; None to reject at once.
@@ -114,6 +116,7 @@ class Plan(Value):
         "owner_token",
         "lease_ms",
         "lease_end_ms",
+        "lease_margin_ms",
         "deadline_ms",
         "expires_after_ms",
         "wait_until_ms",
@@ -133,6 +136,7 @@ class Plan(Value):
         owner_token: str,
         lease_ms: int | None,
         lease_end_ms: int | None,
+        lease_margin_ms: int,
         deadline_ms: int | None,
         expires_after_ms: int,
         wait_until_ms: int | None,
@@ -149,6 +153,7 @@ class Plan(Value):
         self.owner_token = owner_token
         self.lease_ms = lease_ms
         self.lease_end_ms = lease_end_ms
+        self.lease_margin_ms = lease_margin_ms
         self.deadline_ms = deadline_ms
         self.expires_after_ms = expires_after_ms
         self.wait_until_ms = wait_until_ms
@@ -166,7 +171,7 @@ class Plan(Value):
 
     def offer(self, supersedes: DataRecord | None, now_ms: int) -> DataRecord:
         """The record that claims the key from *now_ms* on, superseding the record that was seen to be claimable, if any."""
-        lease_end_ms = self.lease_end_ms if self.lease_ms is None else now_ms + self.lease_ms
+        lease_end_ms = self.lease_end_ms if self.lease_ms is None else now_ms + self.lease_ms + self.lease_margin_ms
         fields = {
             "idempotency_key": self.key,
             "stored_status": INPROGRESS,
@@ -187,9 +192,14 @@ class Plan(Value):
 
     def renewed(self, granted: DataRecord, now_ms: int) -> DataRecord:
         """The claim with a lease counted from *now_ms*."""
-        lease_end_ms = self.lease_end_ms if self.lease_ms is None else now_ms + self.lease_ms
+        lease_end_ms = self.lease_end_ms if self.lease_ms is None else now_ms + self.lease_ms + self.lease_margin_ms
         expiry = self._claim_expiry(now_ms, lease_end_ms)
         return granted.replace(in_progress_expiry_timestamp=lease_end_ms, expiry_timestamp=expiry)
+
+    def believed_end_ms(self, record: DataRecord) -> int | None:
+        """Until when the attempt counts on its lease: a renewed one without its margin.  None for a claim without a lease."""
+        lease_end_ms = record.in_progress_expiry_timestamp
+        return lease_end_ms if lease_end_ms is None or self.lease_ms is None else lease_end_ms - self.lease_margin_ms
 
     def recovered(self, record: DataRecord) -> DataRecord:
         """A stored claim that turned out to be ours, as if it had been granted just now."""
@@ -643,7 +653,7 @@ def usual(plan: Plan, performer: Performer, cached: Refused | None = None) -> Ou
             return Replayed(None, existing)
         return [claimed] if cached is None else []
     granted = claimed.record
-    if plan.lease_ms is not None and is_orphaned(granted, claimed.now_ms):
+    if plan.lease_ms is not None and is_orphaned(granted, claimed.now_ms + plan.lease_margin_ms):
         return [claimed]
     ran = performer.run(granted)
     if not isinstance(ran, Returned) or ran.transaction is not None:
@@ -664,7 +674,7 @@ def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]
             claims += 1
             reply = yield Claim(supersedes)
             if isinstance(reply, Granted):
-                if plan.lease_ms is not None and is_orphaned(reply.record, reply.now_ms):
+                if plan.lease_ms is not None and is_orphaned(reply.record, reply.now_ms + plan.lease_margin_ms):
                     supersedes, now_ms = reply.record, reply.now_ms  # the answer took longer than the lease
                     continue
                 if plan.is_observed:
@@ -704,7 +714,7 @@ def _recovered(plan: Plan, existing: DataRecord, now_ms: int) -> Steps[DataRecor
             granted = renewed
         else:
             unanswered = _expect(Unanswered, reply)
-            if plan.takes_over_orphans and is_orphaned(existing, unanswered.now_ms):
+            if plan.takes_over_orphans and is_orphaned(existing, unanswered.now_ms + plan.lease_margin_ms):
                 return Rejected(_expect(BaseError, unanswered.error), unanswered.error.__cause__)
             # Else the lease lasts as it did, and the heartbeat renews it as soon as it can.
     if plan.is_observed:

@@ -299,8 +299,9 @@ class IdempotencyHandler:
             remaining_ms = invocation.remaining_ms()
             deadline_ms = None if remaining_ms is None else now_ms + remaining_ms
         lease_ms = lease_end_ms = None
+        lease_margin_ms = int(config.lease_margin_seconds * 1000)
         if deadline_ms is not None and invocation.durable_arn is None:
-            lease_end_ms = deadline_ms + int(config.lease_margin_seconds * 1000)
+            lease_end_ms = deadline_ms + lease_margin_ms
         elif store.supports_leases:
             lease_ms = int(config.lease_seconds * 1000)
         plan = Plan(  # by position, because by name it takes twice as long
@@ -309,6 +310,7 @@ class IdempotencyHandler:
             _durable_token(invocation, prefix) if invocation.durable_arn else os.urandom(16).hex(),
             lease_ms,
             lease_end_ms,
+            lease_margin_ms,
             deadline_ms,
             int(config.expires_after_seconds * 1000),
             _wait_until_ms(config, store.clock_ms(), deadline_ms) if config.wait_for_in_progress_seconds else None,
@@ -350,7 +352,7 @@ class IdempotencyHandler:
 
 
 def _new_cache(config: IdempotencyConfig) -> LocalCache:
-    from idempotency.local_cache import LocalCache  # here: it needs threading
+    from idempotency.local_cache import LocalCache  # here: few functions use it
 
     return LocalCache(config.local_cache_max_items)
 

@@ -7,7 +7,6 @@ one path of decision; an expired hit is therefore no hit.
 from __future__ import annotations
 
 from collections import OrderedDict
-from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,25 +14,35 @@ if TYPE_CHECKING:
 
 
 class LocalCache:
-    """At most *max_items* records, for any number of threads."""
+    """At most *max_items* records, for any number of threads.
+
+    Without a lock, so a signal's handler or a forked child may use it at any moment: each change of the dictionary is atomic, and
+    what happens between two of them forgets a record at worst.
+    """
 
     def __init__(self, max_items: int) -> None:
         self._max_items = max_items
         self._records: OrderedDict[str, DataRecord] = OrderedDict()
-        self._lock = Lock()
 
     def get(self, key: str) -> DataRecord | None:
         """The record of the key, which thereby becomes the most recently used."""
-        with self._lock:
-            record = self._records.get(key)
-            if record is not None:
-                self._records.move_to_end(key)
-            return record
+        record = self._records.get(key)
+        if record is not None:
+            self._mark_used(key)
+        return record
 
     def put(self, key: str, record: DataRecord) -> None:
         """Remember a completed record."""
-        with self._lock:
-            self._records[key] = record
-            self._records.move_to_end(key)
-            if len(self._records) > self._max_items:
+        self._records[key] = record
+        self._mark_used(key)
+        while len(self._records) > self._max_items:
+            try:
                 self._records.popitem(last=False)
+            except KeyError:
+                return
+
+    def _mark_used(self, key: str) -> None:
+        try:
+            self._records.move_to_end(key)
+        except KeyError:
+            return  # forgotten meanwhile, to make room for another

@@ -9,6 +9,7 @@ in the lease that is written (`IdempotencyConfig.lease_margin_seconds`), never i
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from persistence.datarecord import COMPLETED, INPROGRESS
@@ -56,6 +57,15 @@ def is_claimable(record: DataRecord | None, now_ms: int, *, takes_over_orphans: 
 def is_waste(record: DataRecord, now_ms: int) -> bool:
     """Whether nobody can miss the record: expired, and not kept alive by a lease."""
     return is_expired(record, now_ms) and is_claimable(record, now_ms)
+
+
+def waste_from_ms(record: DataRecord) -> float:
+    """Since when, in epoch milliseconds, `is_waste` is true of the record; infinity for a record that never expires."""
+    if record.expiry_timestamp is None:
+        return inf
+    expired_ms = (record.expiry_timestamp + 1) * 1000
+    lease_end_ms = record.in_progress_expiry_timestamp if is_in_progress(record) else None
+    return expired_ms if lease_end_ms is None else max(expired_ms, lease_end_ms + 1)
 
 
 def is_held_by(record: DataRecord, owner_token: str) -> bool:

@@ -13,7 +13,15 @@ import pytest
 from behaviour.kit import PREFIX, CountingStore, Form, key_of
 from doubles import LambdaContext
 
-from idempotency import Attempt, DataRecord, IdempotencyConfig, current_attempt, idempotent_function, make_idempotent
+from idempotency import (
+    Attempt,
+    DataRecord,
+    IdempotencyAlreadyInProgressError,
+    IdempotencyConfig,
+    current_attempt,
+    idempotent_function,
+    make_idempotent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
 
     from persistence.background import Heartbeat
 
+ORDER = {"id": 7}
 OUTSIDE = r"^current_attempt\(\) was called outside a running idempotent call$"
 
 
@@ -184,7 +193,9 @@ def test_the_downstream_key_is_the_same_in_every_process_and_every_version(store
     assert other.stdout.strip() == "370842d2-2b1b-549e-a846-822928ddfa16"
 
 
-def test_the_lease_end_grows_when_the_lease_is_renewed(store: CountingStore, clock: FakeClock, heart: Heartbeat) -> None:
+def test_the_lease_end_grows_with_each_renewal_and_leaves_the_margin_out(
+    store: CountingStore, clock: FakeClock, heart: Heartbeat
+) -> None:
     ends: list[int | None] = []
 
     def work(order: int) -> None:
@@ -198,7 +209,49 @@ def test_the_lease_end_grows_when_the_lease_is_renewed(store: CountingStore, clo
     start_ms = clock.now_ms
     make_idempotent(work, persistence_store=store)(7)
 
-    assert ends == [start_ms + 60_000, start_ms + 80_000, start_ms + 80_000]
+    assert ends == [start_ms + 60_000, start_ms + 80_000, start_ms + 81_000]
+
+
+@pytest.mark.parametrize("margin_ms", [0, 1_000, 2_500])
+def test_an_attempt_whose_clock_is_ahead_by_the_margin_takes_no_lease_over_that_its_holder_counts_on(
+    form: Form, store: CountingStore, clock: FakeClock, margin_ms: int
+) -> None:
+    config = IdempotencyConfig("id", lease_seconds=5, lease_margin_seconds=margin_ms / 1000)
+    other = make_idempotent(lambda event: "the other's", persistence_store=store, config=config, key_prefix=PREFIX)
+    taken: list[str] = []
+
+    def work(event: Any) -> None:
+        clock.now_ms = (current_attempt().lease_end_ms or 0) + margin_ms  # as the other machine's clock shows the last moment
+        with pytest.raises(IdempotencyAlreadyInProgressError):
+            other(event)
+        clock.advance(ms=1)
+        taken.append(other(event))
+
+    form.decorate(work, store, config)(ORDER)
+
+    assert taken == ["the other's"]
+
+
+@pytest.mark.parametrize(("late_ms", "ahead_ms"), [(700, 300), (0, 1_000), (1_000, 0)])
+def test_the_margin_of_an_invocation_bears_the_late_stop_and_the_difference_of_clocks_together(
+    store: CountingStore, clock: FakeClock, late_ms: int, ahead_ms: int
+) -> None:
+    """0.7 s is how late Lambda was seen to stop a function, so 0.3 s of the default are left for the clocks."""
+    runs: list[int] = []
+
+    def work(order: int, context: Any) -> None:
+        runs.append(order)
+        if len(runs) == 1:
+            clock.advance(ms=30_000 + late_ms + ahead_ms)
+            with pytest.raises(IdempotencyAlreadyInProgressError):
+                call(order, LambdaContext(30_000))
+            clock.advance(ms=1)
+            call(order, LambdaContext(30_000))
+
+    call = make_idempotent(work, persistence_store=store)
+    call(7, LambdaContext(30_000))
+
+    assert runs == [7, 7]
 
 
 def test_an_invocations_lease_is_not_renewed(store: CountingStore, clock: FakeClock, heart: Heartbeat) -> None:

@@ -119,7 +119,7 @@ def test_a_handler_without_a_lambda_context_gets_a_lease_of_its_own(store: Count
 
     handler({"id": 1}, None)
 
-    assert leases == [60_000]
+    assert leases == [60_000 + 1_000]
 
 
 def test_a_context_that_knows_no_deadline_is_an_error_before_anything_happens(store: CountingStore) -> None:

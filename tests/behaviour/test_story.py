@@ -233,14 +233,14 @@ def test_the_result_of_a_call_outlives_the_mutation_of_what_it_returned(form: Fo
     assert call(ORDER) == {"items": [1]}
 
 
-def test_the_lease_of_a_call_without_a_deadline_is_the_configured_one(
+def test_the_lease_of_a_call_without_a_deadline_is_the_configured_one_and_its_margin(
     form: Form, store: CountingStore, clock: FakeClock, stored: Callable[[Any], Any]
 ) -> None:
     seen: list[int] = []
-    config = IdempotencyConfig(lease_seconds=90)
+    config = IdempotencyConfig(lease_seconds=90, lease_margin_seconds=2.5)
     form.decorate(lambda event: seen.append(stored(event).in_progress_expiry_timestamp), store, config)(ORDER)
 
-    assert seen == [clock.now_ms + 90_000]
+    assert seen == [clock.now_ms + 92_500]
 
 
 @pytest.mark.parametrize("form", [Form("idempotent", False), Form("make_idempotent", False), Form("idempotent", True)], ids=str)

@@ -723,7 +723,7 @@ def test_a_result_that_cannot_be_stored_is_kept_from_a_call_that_lost_its_lease(
         if len(calls) == 2:
             return "winner's"
         shop.order(event)
-        clock.advance(seconds=61)
+        clock.advance(ms=61_001)
         assert shop.decorate(PLAIN, work)(ORDER) == "winner's"
         return object()
 
@@ -817,7 +817,7 @@ def test_observers_hear_that_a_transaction_was_fenced_off(either: Form, shop: Sh
 
     def work(event: Any) -> None:
         shop.order(event)
-        clock.advance(seconds=61)
+        clock.advance(ms=61_001)
         winner(ORDER)
 
     assert shop.decorate(either, work, observers=[events.append])(ORDER) == "winner's"

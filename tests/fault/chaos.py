@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     Answer = dynamodb.Answer | cache.Answer
 
 LEASE_SECONDS: Final = 60
+#: How much later than that a lease ends in its record.
+MARGIN_MS: Final = 1_000
 INVOCATION_MS: Final = 30_000
 #: No result expires during a story: at most a minute or two pass with each attempt.
 KEPT_SECONDS: Final = 10 * 24 * 3600
@@ -334,7 +336,7 @@ class Chaos:
             case "nothing":
                 return
             case "outlive":
-                clock.advance_beyond(attempt.lease_end_ms or 0)
+                clock.advance_beyond((attempt.lease_end_ms or 0) + MARGIN_MS)
             case "renew" if call.is_renewed:
                 for _ in range(3):
                     clock.advance(seconds=25)
@@ -346,7 +348,7 @@ class Chaos:
         self.deliver(self._call(call.job, f"{call.name}.0", call.depth + 1))
 
     def _settle(self, job: Job) -> None:
-        job.clock.advance(ms=1000 * LEASE_SECONDS + 1)
+        job.clock.advance(ms=1000 * LEASE_SECONDS + MARGIN_MS + 1)
         here.set(job.clock)
         results = []
         for number in range(2):

@@ -160,7 +160,7 @@ class Place:
 
     def outlive(self) -> None:
         """The lease of whoever has just begun is over."""
-        self.clock.advance(ms=60_001)
+        self.clock.advance(ms=61_001)
 
     def refuse(self, operation: str, error: str, until_ms: float = float("inf")) -> list[int]:
         """Answer each request with an error until some time; returns when they come."""
@@ -341,8 +341,8 @@ def test_a_renewal_is_made_again_at_the_next_beat(valkey_server: str, clock: Fak
 
         assert SYNC.function(slow, place.store, keyed(lease_seconds=60))(ORDER) == "done"
 
-    assert [ends[0], ends[2]] == [85_000, 135_000]
-    assert ends[1] == (110_000 if harm in (Harm.LOSE_ANSWER, Harm.CUT) else 85_000)
+    assert [ends[0], ends[2]] == [86_000, 136_000]
+    assert ends[1] == (111_000 if harm in (Harm.LOSE_ANSWER, Harm.CUT) else 86_000)
     assert place.proxy.operations["renew"] == 3
 
 

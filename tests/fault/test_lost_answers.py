@@ -152,7 +152,7 @@ def test_a_renewal_is_made_again_at_the_next_beat(
     assert work(ORDER) == "done"
     renewals = [request for operation, request in bench.client.requests if operation == "update_item"][:-1]
     ends = [int(request["ExpressionAttributeValues"][":in_progress_expiry"]["N"]) for request in renewals]
-    assert ends == [start_ms + 85_000, start_ms + 110_000, start_ms + 135_000]
+    assert ends == [start_ms + 86_000, start_ms + 111_000, start_ms + 136_000]
 
 
 @pytest.mark.parametrize("operation", ["put_item", "update_item"])

@@ -360,12 +360,12 @@ def test_row_12_generator_functions_are_refused_when_decorated(bench: Bench) -> 
 
 
 def test_row_13_without_a_deadline_a_crash_frees_the_key_after_the_lease(bench: Bench, form: Form) -> None:
-    """Row 13: and not after `expires_after_seconds`.  Refused in the lease's last millisecond, granted in the next."""
+    """Row 13: and not after `expires_after_seconds`.  Refused in the last millisecond of lease and margin, then granted."""
     with pytest.raises(Suspended):
         form.function(lambda _event: raise_suspended(), bench.store, keyed(lease_seconds=60))(ORDER)
     work = form.function(lambda _event: "done", bench.store)
 
-    bench.clock.advance(seconds=60)
+    bench.clock.advance(seconds=61)
     with pytest.raises(IdempotencyAlreadyInProgressError):
         work(ORDER)
     bench.clock.advance(ms=1)
@@ -594,7 +594,7 @@ def test_row_22_a_durable_execution_that_lost_its_lease_cannot_touch_the_winners
     pay: Any = form.handler(work, bench.store, keyed(lease_seconds=60))
     with pytest.raises(Suspended):
         pay(ORDER, durable(bench.clock, "a"))
-    bench.clock.advance(ms=60_001)
+    bench.clock.advance(ms=61_001)
 
     assert pay(ORDER, durable(bench.clock, "b")) == "paid by run 2"
     assert pay(ORDER, durable(bench.clock, "a", replay=True)) == "paid by run 2"

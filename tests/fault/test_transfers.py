@@ -39,7 +39,7 @@ from fault.transfers import (
     errors_in_the_tallies,
     payments,
 )
-from fault.worker import AT_RANDOM, LEASE_SECONDS, PAY_STEPS, PAYMENT, PER_PAYMENT, payer, store_at
+from fault.worker import AT_RANDOM, LEASE_SECONDS, MARGIN_MS, PAY_STEPS, PAYMENT, PER_PAYMENT, payer, store_at
 from faults import PREFIX, Suspended, key_of, keyed
 from powertools_side import powertools_on, set_powertools_clock
 from stores import CLIENTS, dynamodb
@@ -281,7 +281,7 @@ def killed(request: pytest.FixtureRequest, dynamodb_local: str) -> dict[str, Sce
         if "takeover" in step:
             with pytest.raises(Suspended):
                 payer(Mortal(place.client, (1, False)), place.store, scenes[step].bank.table)()
-            scenes[step].killed_ms += 1000 * LEASE_SECONDS + 1
+            scenes[step].killed_ms += 1000 * LEASE_SECONDS + MARGIN_MS + 1
     tables = {step: [scene.place.store.table_name, scene.killed_ms, scene.bank.table] for step, scene in scenes.items()}
     assert run_workers(dynamodb_local, request.param, tables) == dict.fromkeys(PAY_STEPS, signal.SIGKILL)
     return scenes
@@ -297,7 +297,7 @@ def test_after_a_kill_the_payment_is_made_once_and_every_caller_gets_the_result_
 ) -> None:
     """In the last millisecond of the dead worker's lease, in the first after it, and once more."""
     scene, expected = killed[step], EXPECTED[step]
-    lease_end_ms = scene.killed_ms + 1000 * LEASE_SECONDS
+    lease_end_ms = scene.killed_ms + 1000 * LEASE_SECONDS + MARGIN_MS
     made = [PAYMENT] if expected.is_made else []
     assert list(errors_in_the_books(scene.bank.items(), made)) == []
 
@@ -334,7 +334,7 @@ def test_workers_that_are_killed_at_any_moment_make_every_payment_once(
 
     assert killed > deliveries // 10
     assert list(errors_in_the_books(before, [payment for payment in todo if payment not in unmade])) == []
-    end_ms = scene.killed_ms + 1000 * (LEASE_SECONDS + 1) * (deliveries + 100)
+    end_ms = scene.killed_ms + 1000 * (LEASE_SECONDS + 2) * (deliveries + 100)
     results = [scene.payer(end_ms, payment)() for payment in todo]
     assert all(result in results for result in told["results"])
     items = scene.bank.items()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from doubles import LambdaContext
 from engines.tables import create_table
-from fault.chaos import INVOCATION_MS, LEASE_SECONDS, TIMEOUT_MS, SharedClock, here
+from fault.chaos import INVOCATION_MS, LEASE_SECONDS, MARGIN_MS, TIMEOUT_MS, SharedClock, here
 from fault.proxy import LATE, TRANSACT, Harm, Strike
 from faults import PREFIX, Suspended, key_of, keyed
 
@@ -481,7 +481,7 @@ class Story:
 
     def _settle(self, world: World) -> None:
         for number in range(2):
-            world.clock.advance(ms=1000 * LEASE_SECONDS + 2 * max(SKEWS_MS) + 1)
+            world.clock.advance(ms=1000 * LEASE_SECONDS + MARGIN_MS + 2 * max(SKEWS_MS) + 1)
             calm = {"meanwhile": "nothing", "end": "return", "outage": None, "dies": None, "skew_ms": 0}
             self._make(self._delivery(world.payment, f"{world.payment.number}.end.{number}", **calm))
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LEASE_SECONDS = 60
+#: How much later than that a lease ends in its record.
+MARGIN_MS = 1_000
 
 
 def kill() -> None:
@@ -243,7 +245,7 @@ def kill_at_random(client: Any, table: str, now_ms: int, bank: str, seed: int, d
     for payment in [payment for payment in todo for _ in range(PER_PAYMENT // WORKERS)]:
         started, workers = perf_counter(), []
         for _ in range(WORKERS):
-            now_ms += 1000 * LEASE_SECONDS + 1
+            now_ms += 1000 * LEASE_SECONDS + MARGIN_MS + 1
             workers.append(_Worker(payment, client, table, now_ms, bank))
         for worker, moment in zip(workers, sorted(chance.random() for _ in workers), strict=True):
             was_killed, result = worker.end(max(0, started + within * moment - perf_counter()))

@@ -170,6 +170,7 @@ class Calls(RuleBasedStateMachine):
         now_ms = self.clock.now_ms
         number = next(self.numbers)
         lease_ms = data.draw(st.sampled_from([200, 1_000, 2_750]), label="lease_ms")
+        margin_ms = data.draw(st.sampled_from([0, 40]), label="margin_ms")
         is_renewed = data.draw(st.booleans(), label="is_renewed")
         wait_ms = data.draw(st.sampled_from([None, 1_500]), label="wait_ms")
         plan = Plan(
@@ -177,7 +178,8 @@ class Calls(RuleBasedStateMachine):
             payload_hash=data.draw(st.sampled_from(["h", "h", "h", "", "other"]), label="payload_hash"),
             owner_token=f"token-{number}",
             lease_ms=lease_ms if is_renewed else None,
-            lease_end_ms=None if is_renewed else now_ms + lease_ms,
+            lease_end_ms=None if is_renewed else now_ms + lease_ms + margin_ms,
+            lease_margin_ms=margin_ms,
             deadline_ms=None,
             expires_after_ms=data.draw(st.sampled_from([1_000, 1_000, 5_000]), label="expires_after_ms"),
             wait_until_ms=None if wait_ms is None else now_ms + wait_ms,
@@ -252,7 +254,7 @@ class Calls(RuleBasedStateMachine):
             assert not self.oracle.may_renew(plan.key, plan.owner_token)
         else:
             assert self.oracle.may_renew(plan.key, plan.owner_token)
-            self.oracle.renew(plan.key, now_ms + plan.lease_ms + 1, (record.expiry_timestamp + 1) * 1000)
+            self.oracle.renew(plan.key, now_ms + plan.lease_ms + plan.lease_margin_ms + 1, (record.expiry_timestamp + 1) * 1000)
             attempt.lease_end_ms = now_ms + plan.lease_ms
             self.visited["renewed"] += 1
         self.check_stored(plan.key)
@@ -451,7 +453,7 @@ class Calls(RuleBasedStateMachine):
         assert now_ms >= self.settled_until_ms[attempt.plan.key], "a result was there to be replayed"
         assert (entry.token, entry.is_done) == (attempt.plan.owner_token, False)
         assert run.granted.generation == entry.generation
-        attempt.lease_end_ms = run.granted.in_progress_expiry_timestamp
+        attempt.lease_end_ms = attempt.plan.believed_end_ms(run.granted)
         assert attempt.lease_end_ms < entry.lease_over_ms
         assert sum(isinstance(event, events.Claimed) for event in attempt.seen) == 1
 
@@ -476,7 +478,7 @@ class Calls(RuleBasedStateMachine):
     def check_ends(self, plan: Plan, record: DataRecord, now_ms: int) -> None:
         """The lease ends when it was promised to, and no TTL deletes the record before."""
         end_ms = record.in_progress_expiry_timestamp
-        assert end_ms == (plan.lease_end_ms if plan.lease_ms is None else now_ms + plan.lease_ms)
+        assert end_ms == (plan.lease_end_ms if plan.lease_ms is None else now_ms + plan.lease_ms + plan.lease_margin_ms)
         assert record.expiry_timestamp * 1000 >= end_ms
         assert plan.takes_over_orphans or record.expiry_timestamp * 1000 > now_ms + 1e11, "an orphan must outlive the question"
 

@@ -74,6 +74,7 @@ PLAN = Plan(
     owner_token="ours",
     lease_ms=None,
     lease_end_ms=LEASE_END_MS,
+    lease_margin_ms=0,
     deadline_ms=DEADLINE_MS,
     expires_after_ms=3_600_000,
     wait_until_ms=None,
@@ -216,6 +217,30 @@ def test_a_renewed_lease_counts_from_the_offer_and_from_each_renewal() -> None:
     assert renewed == offer.replace(
         in_progress_expiry_timestamp=NOW_MS + 9_000, expiry_timestamp=(NOW_MS + 4_000 + 3_600_000) // 1000
     )
+
+
+def test_a_renewed_lease_ends_a_margin_later_in_its_record_than_its_attempt_counts_on() -> None:
+    plan = PLAN.replace(lease_ms=5_000, lease_end_ms=None, lease_margin_ms=1_000)
+
+    offer = plan.offer(None, NOW_MS)
+    renewed = plan.renewed(offer, NOW_MS + 4_000)
+
+    assert [each.in_progress_expiry_timestamp for each in (offer, renewed)] == [NOW_MS + 6_000, NOW_MS + 10_000]
+    assert [plan.believed_end_ms(each) for each in (offer, renewed)] == [NOW_MS + 5_000, NOW_MS + 9_000]
+
+
+def test_a_claim_expires_not_before_the_margin_of_its_renewed_lease() -> None:
+    plan = PLAN.replace(lease_ms=60_000, lease_end_ms=None, lease_margin_ms=1_500, expires_after_ms=1_000)
+
+    assert plan.offer(None, NOW_MS).expiry_timestamp == -(-(NOW_MS + 61_500) // 1000)
+
+
+def test_the_margin_of_a_fixed_lease_is_part_of_its_end() -> None:
+    plan = PLAN.replace(lease_margin_ms=1_000)
+
+    assert plan.offer(None, NOW_MS).in_progress_expiry_timestamp == LEASE_END_MS
+    assert plan.believed_end_ms(GRANTED) == LEASE_END_MS
+    assert plan.believed_end_ms(FOREIGN) is None
 
 
 def test_a_fixed_lease_ends_when_it_ends_whenever_it_is_offered() -> None:
@@ -475,6 +500,19 @@ def test_a_claim_whose_answer_took_longer_than_its_lease_is_made_again(now_ms: i
     assert steps.send(Granted(GRANTED, now_ms)) == (Run(GRANTED) if left else Claim(GRANTED))
 
 
+@pytest.mark.parametrize(("now_ms", "left"), [(LEASE_END_MS - 1_000, True), (LEASE_END_MS - 999, False)])
+def test_an_answer_that_comes_within_the_margin_of_the_lease_comes_too_late(now_ms: int, left: bool) -> None:
+    """An attempt whose clock is ahead may take the claim over already."""
+    plan = RENEWING.replace(lease_margin_ms=1_000)
+    way = [(Claim(None), Granted(GRANTED, now_ms))]
+    if not left:
+        way.append((Claim(GRANTED), Granted(GRANTED, NOW_MS)))
+
+    outcome = play(execution(plan), *way, (Run(GRANTED), RETURNED), (Complete(COMPLETED), STORED))
+
+    assert outcome == Executed("value", COMPLETED)
+
+
 def test_a_lease_that_is_not_renewed_ends_with_its_invocation_however_late_the_answer() -> None:
     steps = execution(PLAN)
     steps.send(None)
@@ -560,6 +598,18 @@ def test_a_recovered_claim_whose_lease_is_over_and_cannot_be_renewed_is_not_run(
     )
 
     assert rejection(outcome, IdempotencyPersistenceLayerError) is UNRENEWED
+
+
+def test_a_recovered_claim_that_cannot_be_renewed_is_not_run_within_the_margin_of_its_lease() -> None:
+    plan = RENEWING.replace(lease_margin_ms=1_000)
+    finding = [(Claim(None), Refused(OURS, NOW_MS))]
+    renewal = Renew(plan.renewed(plan.recovered(OURS), NOW_MS))
+
+    outcome = play(execution(plan), *finding, (renewal, Unanswered(UNRENEWED, LEASE_END_MS - 999)))
+
+    assert rejection(outcome, IdempotencyPersistenceLayerError) is UNRENEWED
+    last = (Run(plan.recovered(OURS)), Raised(SuspendExecution(), NOW_MS))
+    play(execution(plan), *finding, (renewal, Unanswered(UNRENEWED, LEASE_END_MS - 1_000)), last)
 
 
 def recovering_and_fenced_by(found: DataRecord | None) -> list[tuple[Effect, Reply]]:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from threading import Barrier, Thread
+from typing import TYPE_CHECKING
 
 import pytest
+from lines import AtLine, at_each_line
 
+from idempotency import local_cache
 from idempotency.local_cache import LocalCache
 from persistence.datarecord import DataRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def record(name: str) -> DataRecord:
@@ -120,3 +126,60 @@ def test_threads_that_share_a_cache_neither_fail_nor_outgrow_it() -> None:
 
     assert failures == []
     assert len(held(cache)) == 4
+
+
+USES = {
+    "get a": lambda cache: cache.get("a"),
+    "get b": lambda cache: cache.get("b"),
+    "put a": lambda cache: cache.put("a", record("newer")),
+    "put c": lambda cache: cache.put("c", record("c")),
+    "put d and e": lambda cache: [cache.put("d", record("d")), cache.put("e", record("e"))],
+}
+
+
+def check(cache: LocalCache) -> None:
+    assert len(held(cache)) <= 2
+    assert all(cache.get(key) in (record(key), record("newer")) for key in held(cache))
+
+
+@pytest.mark.parametrize("inner", USES)
+@pytest.mark.parametrize("outer", USES)
+def test_a_use_within_another_neither_waits_nor_outgrows_the_cache(outer: str, inner: str) -> None:
+    """At each line, as by a signal's handler."""
+    caches: list[LocalCache] = []
+
+    def begin(_number: int) -> tuple[Callable[[], object], Callable[[], object]]:
+        cache = filled(2, "a", "b")
+        caches.append(cache)
+        return lambda: USES[outer](cache), lambda: USES[inner](cache)
+
+    assert at_each_line(local_cache, begin) > 2
+    for cache in caches:
+        check(cache)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_use_that_is_torn_away_leaves_a_cache_that_goes_on(use: str) -> None:
+    class Torn(BaseException):
+        """What a signal's handler raises."""
+
+    def tear() -> None:
+        raise Torn
+
+    for number in range(100):
+        cache = filled(2, "a", "b")
+        try:
+            with AtLine(local_cache, number, tear) as line:
+                USES[use](cache)
+        except Torn:
+            cache.put("z", record("z"))
+        if not line.happened:
+            break
+        check(cache)
+
+
+def test_a_key_that_is_forgotten_before_it_is_marked_as_used_is_no_error() -> None:
+    cache = filled(2, "a", "b")
+    cache._mark_used("x")
+
+    assert held(cache) == ["a", "b"]

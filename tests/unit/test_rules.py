@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from persistence.datarecord import DataRecord, Status
@@ -12,8 +14,10 @@ from persistence.rules import (
     is_held_by,
     is_in_progress,
     is_orphaned,
+    is_waste,
     may_complete,
     may_release,
+    waste_from_ms,
 )
 
 #: Chosen so that the lease ends within the second that the expiry names, and off its whole.
@@ -166,3 +170,20 @@ def test_a_record_is_in_progress_or_completed_by_its_stored_word(status: str, ru
 
     assert is_in_progress(record) is running
     assert is_completed(record) is done
+
+
+@pytest.mark.parametrize("status", [Status.COMPLETED, Status.INPROGRESS])
+@pytest.mark.parametrize("lease_end_ms", [None, 0, LEASE_END_MS, EXPIRED_MS - 1, EXPIRED_MS, FAR_FUTURE_MS])
+def test_a_record_is_waste_from_the_millisecond_that_is_computed(status: Status, lease_end_ms: int | None) -> None:
+    record = DataRecord("k", status, EXPIRY_S, lease_end_ms)
+    from_ms = int(waste_from_ms(record))
+
+    assert [is_waste(record, now_ms) for now_ms in (LONG_AGO_MS, from_ms - 1, from_ms, from_ms + 1)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("status", [Status.COMPLETED, Status.INPROGRESS])
+def test_a_record_without_an_end_is_never_waste(status: Status) -> None:
+    record = DataRecord("k", status, None, LEASE_END_MS)
+
+    assert waste_from_ms(record) == math.inf
+    assert not is_waste(record, FAR_FUTURE_MS)
