@@ -207,3 +207,19 @@ def test_an_override_can_be_entered_again_and_used_as_a_decorator(store: Countin
     function(order=4)
 
     assert (len(other._records), len(store._records)) == (3, 1)
+
+
+def test_an_override_that_is_entered_twice_is_left_where_it_was_entered_last(store: CountingStore, clock: FakeClock) -> None:
+    first, second = CountingStore(clock_ms=clock), CountingStore(clock_ms=clock)
+
+    @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+    def function(order: int) -> int:
+        return order
+
+    one, two = function.override(persistence_store=first), function.override(persistence_store=second)
+    with one, two:
+        with one:
+            function(order=1)
+        function(order=2)
+
+    assert (len(first._records), len(second._records)) == (1, 1)

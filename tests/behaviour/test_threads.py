@@ -240,6 +240,10 @@ def test_a_renewal_that_is_under_way_overwrites_no_completion_and_no_release(
     function = Form("idempotent_function", is_async).decorate(lambda _event: begin_renewal(), store)
     with suppress(ValueError):
         function("o-1")
+    client.may_go_on.set()
+    for workers in (background.renewal_workers(store), background.call_workers(store)):
+        while not workers.is_idle:
+            threading.Event().wait(0.001)
 
     assert ("COMPLETED" in client.texts.get(KEY, "")) is not fails
     assert ("INPROGRESS" in client.texts.get(KEY, "")) is False
@@ -276,7 +280,11 @@ def test_a_renewal_by_the_loop_that_is_under_way_overwrites_nothing(
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_renewal_that_hangs_holds_no_completion_up_for_ever(
-    clock: FakeClock, heart: background.Heartbeat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_async: bool
+    clock: FakeClock,
+    heart: background.Heartbeat,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_async: bool,
 ) -> None:
     monkeypatch.setattr("idempotency.drivers.GIVE_UP_MS", 1)
     monkeypatch.setattr(background, "renewal_workers", REAL_WORKERS)
@@ -369,12 +377,11 @@ parent = os.getpid()
 
 class Store(InMemoryPersistenceLayer):
     def _update_record(self, data_record):
-        assert os.getpid() == parent, "the child completes"
+        if os.getpid() != parent:
+            os._exit(77)
         super()._update_record(data_record)
 
-    def _delete_record(self, data_record):
-        assert os.getpid() == parent, "the child releases"
-        super()._delete_record(data_record)
+    _delete_record = _update_record
 
 store = Store()
 
@@ -417,3 +424,28 @@ def test_a_forked_child_of_an_async_function_writes_nothing(store: CountingStore
 
     assert asyncio.run(function(order="o-1")) == "of the child"
     assert store._records[KEY].stored_status == "INPROGRESS"
+
+
+# Claims that are refused
+
+
+def test_a_refused_call_that_fails_later_releases_nothing(clock: FakeClock) -> None:
+    """The record is another attempt's."""
+
+    class Failing(CountingStore):
+        def _get_record(self, idempotency_key: str) -> Any:
+            self.asked.append("get")
+            raise ConnectionError
+
+    store = Failing(clock_ms=clock)
+    store.sleep_ms = clock.sleep_ms
+    config = IdempotencyConfig(wait_for_in_progress_seconds=5)
+    waiting = Form("idempotent_function", is_async=False).decorate(Work(), store, config)
+
+    def run(_event: Any) -> None:
+        with pytest.raises(IdempotencyPersistenceLayerError):
+            waiting("o-1")
+
+    Form("idempotent_function", is_async=False).decorate(run, store)("o-1")
+
+    assert store.asked == ["put", "put", "get", "update"]

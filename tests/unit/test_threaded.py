@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from doubles import START_MS, FakeClock
 
-from persistence import threaded
+from persistence import background, threaded
 from persistence.background import CALL_WORKERS
 from persistence.base import BasePersistenceLayer
 from persistence.datarecord import DataRecord
@@ -422,6 +422,20 @@ def test_a_release_in_the_background_tells_nobody_how_it_went(trouble: Exception
 
     assert released.wait(timeout=10)
     assert (wrapped.fetch("fn#1") is None) is (trouble is None)
+
+
+def test_a_release_in_the_background_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector may ask for it while this very thread starts one."""
+
+    def unstartable(*_: object) -> threading.Thread:
+        raise RuntimeError("can't start new thread")
+
+    store = ThreadedPersistenceLayer(Recording())
+    monkeypatch.setattr(background, "_new_thread", unstartable)
+
+    store.release_unawaited(OFFER, asyncio.new_event_loop())
+
+    assert not background.call_workers(store.store).is_idle
 
 
 def test_store_calls_do_not_wait_for_the_users_own_blocking_calls() -> None:
