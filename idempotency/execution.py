@@ -71,8 +71,16 @@ NEVER_SECONDS: Final = 10 * 365 * 24 * 60 * 60
 
 
 def _is_foreign(error: BaseException) -> bool:
-    """Whether the error is neither a failure nor an exit: the durable SDK suspends a run by a BaseException of its own."""
-    return not (isinstance(error, Exception) or _is_exit(error))
+    """Whether the error is neither a failure nor an exit: the durable SDK suspends a run by a BaseException of its own.
+
+    A group is what is in it.  One exit in it decides: the function did not finish, and will not.
+    """
+    if isinstance(error, Exception):
+        return False
+    if not isinstance(error, BaseExceptionGroup):
+        return not _is_exit(error)
+    errors = _ungrouped(error)
+    return not any(map(_is_exit, errors)) and any(not isinstance(each, Exception) for each in errors)
 
 
 def _is_exit(error: BaseException) -> bool:
@@ -84,6 +92,19 @@ def _is_exit(error: BaseException) -> bool:
     )
 
     return isinstance(error, CancelledError)
+
+
+def _ungrouped(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors in the group, and in the groups in it, however deep they are nested."""
+    errors: list[BaseException] = []
+    groups = [group]
+    while groups:
+        for error in groups.pop().exceptions:
+            if isinstance(error, BaseExceptionGroup):
+                groups.append(error)
+            else:
+                errors.append(error)
+    return errors
 
 
 class Plan(Value):

@@ -1419,8 +1419,42 @@ class SuspendExecution(BaseException):
 EXITS: list[BaseException] = [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
 
 
+def named(error: BaseException) -> str:
+    return str(error) if isinstance(error, BaseExceptionGroup) else repr(error)
+
+
+class Group(BaseExceptionGroup[BaseException]):
+    """A group of its own kind, which is no `Exception` although it may hold nothing else."""
+
+
+def nested(error: BaseException, depth: int) -> BaseException:
+    for _ in range(depth):
+        error = BaseExceptionGroup("nested", [ValueError(), error])
+    return error
+
+
+#: What counts as an exit, or as a failure, because of what is in it.
+GROUPS: list[BaseException] = [
+    *(BaseExceptionGroup("one", [error]) for error in EXITS),
+    *(BaseExceptionGroup("mixed", [SuspendExecution(), ValueError(), error]) for error in EXITS),
+    nested(KeyboardInterrupt(), 3),
+    nested(SystemExit(), 5_000),
+    BaseExceptionGroup("suspended inside", [KeyboardInterrupt(), BaseExceptionGroup("inner", [SuspendExecution()])]),
+    ExceptionGroup("failures", [ValueError()]),
+    Group("failures", [ValueError(), ExceptionGroup("inner", [KeyError()])]),
+]
+#: What counts as a suspension.
+SUSPENSIONS: list[BaseException] = [
+    SuspendExecution(),
+    BaseException(),
+    BaseExceptionGroup("one", [SuspendExecution()]),
+    BaseExceptionGroup("with a failure", [ValueError(), SuspendExecution()]),
+    nested(SuspendExecution(), 5_000),
+]
+
+
 @pytest.mark.parametrize(
-    "error", [ValueError("x"), StopIteration("x"), IdempotencyInconsistentStateError("nested"), *EXITS], ids=repr
+    "error", [ValueError("x"), StopIteration("x"), IdempotencyInconsistentStateError("nested"), *EXITS, *GROUPS], ids=named
 )
 def test_a_failed_or_interrupted_function_frees_its_key_and_its_error_is_the_callers(error: BaseException) -> None:
     outcome = play(
@@ -1436,7 +1470,7 @@ def test_a_failed_or_interrupted_function_frees_its_key_and_its_error_is_the_cal
     assert not hasattr(error, "__notes__")
 
 
-@pytest.mark.parametrize("error", [SuspendExecution(), BaseException(), BaseExceptionGroup("g", [SystemExit()])], ids=repr)
+@pytest.mark.parametrize("error", SUSPENSIONS, ids=named)
 def test_a_suspended_function_keeps_its_claim(error: BaseException) -> None:
     outcome = play(
         execution(OBSERVED),
