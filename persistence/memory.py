@@ -38,6 +38,7 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
     """
 
     supports_leases = True
+    supports_fresh_until = True
 
     def __init__(self, *, max_records: int = 100_000, clock_ms: Callable[[], int] | None = None) -> None:
         if max_records < 1:
@@ -55,7 +56,9 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
         with self._lock:
             now_ms = self.clock_ms()
             existing = self._records.get(key)
-            if existing is not None and not is_claimable(existing, now_ms, takes_over_orphans=offer.takes_over_orphans):
+            if not is_claimable(
+                existing, now_ms, takes_over_orphans=offer.takes_over_orphans, fresh_until_ms=offer.fresh_until_ms
+            ):
                 raise IdempotencyItemAlreadyExistsError(old_data_record=existing)
             if existing is None:
                 self._make_room(now_ms)
