@@ -377,7 +377,11 @@ def _durable_token(invocation: Invocation, prefix: str) -> str:
 
 
 def _is_suspension(error: BaseException) -> bool:
-    """Whether a durable execution goes on after the error: its process ends, or Lambda repeats the invocation."""
+    """Whether a durable execution goes on after the error: its process ends, or Lambda repeats the invocation.
+
+    The SDK lets every `BaseException` escape, a group of any kind included, so Lambda repeats the invocation.  For an
+    `ExceptionGroup`, whatever is in it, the SDK ends the execution.
+    """
     sdk = sys.modules.get("aws_durable_execution_sdk_python.exceptions")
     is_repeated: bool = sdk is not None and isinstance(error, sdk.InvocationError) and error.is_retryable()
     return is_repeated or not isinstance(error, Exception)
