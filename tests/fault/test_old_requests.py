@@ -43,6 +43,16 @@ class Story:
     def operations(self) -> list[str]:
         return [operation for operation, _ in self.bench.client.requests]
 
+    def freeze_before_the_next_claim(self, ms: int) -> None:
+        store, frozen = self.bench.store, iter([ms])
+        offering = store._offer_record
+
+        def offer(record: Any) -> Any:
+            self.bench.clock.advance(ms=next(frozen, 0))
+            return offering(record)
+
+        store._offer_record = offer  # type: ignore[method-assign]
+
     def vanish(self) -> None:
         self.bench.direct.delete_item(TableName=self.bench.store.table_name, Key={"id": {"S": KEY}})
 
@@ -140,29 +150,19 @@ def test_a_request_that_becomes_too_old_before_it_is_claimed_takes_no_result_ove
     story.deliver()
     before_it = bench.peek(KEY)
     bench.clock.advance(seconds=3_598)
-    offering, frozen = bench.store._offer_record, iter([3_000])
-
-    def offer(record: Any) -> Any:
-        bench.clock.advance(ms=next(frozen, 0))
-        return offering(record)
-
-    bench.store._offer_record = offer  # type: ignore[method-assign]
+    bench.client.requests.clear()
+    story.freeze_before_the_next_claim(ms=3_000)
 
     with pytest.raises(IdempotencyRequestTooOldError):
         story.deliver()
     assert (story.runs, bench.peek(KEY)) == (1, before_it)
+    assert story.operations() == ["put_item"]
 
 
 def test_a_request_that_becomes_too_old_before_it_is_claimed_creates_no_record(story: Story) -> None:
     bench = story.bench
     story.payload["time"] = bench.clock.now_ms - 3_598_000
-    offering, frozen = bench.store._offer_record, iter([3_000])
-
-    def offer(record: Any) -> Any:
-        bench.clock.advance(ms=next(frozen, 0))
-        return offering(record)
-
-    bench.store._offer_record = offer  # type: ignore[method-assign]
+    story.freeze_before_the_next_claim(ms=3_000)
 
     with pytest.raises(IdempotencyRequestTooOldError):
         story.deliver()
