@@ -1,8 +1,8 @@
 """`python -m benchmarks.leases`: how many leases one process keeps alive, at which round trip to the store.
 
-Each lease is renewed through the library's own heartbeat and workers.  A renewal waits for the round trip and costs no CPU, so the
-figures are limits of the threads: a real client's CPU per request comes on top.  A lease counts as lost if it was ever renewed
-later than its end.
+Each lease is renewed through the library's own heartbeat and workers.  A renewal waits for the round trip and costs no CPU, so
+the figures are limits of the threads: a real client's CPU per request comes on top.  A lease counts as lost if it was ever
+renewed later than its end.
 """
 
 from __future__ import annotations

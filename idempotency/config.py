@@ -82,6 +82,10 @@ class IdempotencyConfig:
             is an `IdempotencyKeyError`.  If not, one that is missing in part is a key, as in Powertools: requests that differ
             only in the missing part collide.
         observers: Called with each lifecycle event; see `idempotency.events`.
+        issued_at_jmespath: Selects when the request was issued, such as `attributes.SentTimestamp` of an SQS record or `time`
+            of an EventBridge event: epoch seconds, epoch milliseconds, or ISO 8601.  A request that is older than
+            *expires_after_seconds*, less *lease_margin_seconds* for the difference of clocks, is not run unless a record proves
+            that it never completed; without a record, it is an `IdempotencyRequestTooOldError`.  See docs/old-requests.md.
 
     Raises:
         ValueError: a number makes no sense.
@@ -106,6 +110,7 @@ class IdempotencyConfig:
         orphan_takeover: bool = True,
         require_all_key_fields: bool = False,
         observers: Sequence[Observer] = (),
+        issued_at_jmespath: str = "",
     ) -> None:
         if not 0 < lease_seconds < inf:
             raise ValueError(f"lease_seconds must be a positive number, not {lease_seconds}")
@@ -115,6 +120,11 @@ class IdempotencyConfig:
             raise ValueError(f"wait_for_in_progress_seconds must be 0 or more, not {wait_for_in_progress_seconds}")
         if not -inf < expires_after_seconds < inf:
             raise ValueError(f"expires_after_seconds must be a number, not {expires_after_seconds}")
+        if issued_at_jmespath and expires_after_seconds <= lease_margin_seconds:
+            raise ValueError(
+                f"expires_after_seconds must exceed lease_margin_seconds, {lease_margin_seconds}, with issued_at_jmespath, and "
+                f"{expires_after_seconds} does not: every request would be too old"
+            )
         self.event_key_jmespath = event_key_jmespath
         self.payload_validation_jmespath = payload_validation_jmespath
         self.jmespath_options = jmespath_options
@@ -135,6 +145,7 @@ class IdempotencyConfig:
         self.orphan_takeover = orphan_takeover
         self.require_all_key_fields = require_all_key_fields
         self.observers = tuple(observers)
+        self.issued_at_jmespath = issued_at_jmespath
 
     @property
     def lambda_context(self) -> Deadline | None:

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
 #: Why a call was turned away.
 Reason: TypeAlias = Literal[
-    "in progress", "orphaned", "payload mismatch", "result not kept", "result not loaded", "inconsistent state"
+    "in progress",
+    "orphaned",
+    "payload mismatch",
+    "result not kept",
+    "result not loaded",
+    "inconsistent state",
+    "request too old",
 ]
 
 
@@ -73,7 +79,10 @@ class Replayed(_Event):
 
 
 class Refused(_Event):
-    """The call was turned away: by an attempt in progress or orphaned, another payload, or a result not kept or not readable."""
+    """The call was turned away: by an attempt in progress or orphaned, another payload, or a result not kept or not readable.
+
+    Or the request is too old, and its result is gone.
+    """
 
     reason: Reason
     holder: str

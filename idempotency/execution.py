@@ -10,6 +10,8 @@ Rule 1: whatever decides how a call goes on is here, and nothing here touches th
         │                         └── raised ────> release ───> Failed
         └── refused ──> judge ──> Replayed, Rejected, or wait and claim again
 
+The claim of a request that is too old is granted only in the place of an orphan; until one was seen, the store only reads.
+
 `usual(plan, performer)` goes the ways of almost every call in one piece, and hands over to `execution` where a call leaves them.
 
 Replies are values and never thrown in: an exception thrown into a generator becomes a RuntimeError when it is a user's
@@ -32,6 +34,7 @@ from persistence.exceptions import (
     IdempotencyLeaseLostError,
     IdempotencyOrphanedError,
     IdempotencyPersistenceLayerError,
+    IdempotencyRequestTooOldError,
     IdempotencyResultNotKeptError,
     IdempotencyTransactionCanceledError,
     IdempotencyValidationError,
@@ -42,6 +45,7 @@ from persistence.rules import (
     is_held_by,
     is_in_progress,
     is_orphaned,
+    is_too_old,
 )
 
 if TYPE_CHECKING:
@@ -71,8 +75,16 @@ NEVER_SECONDS: Final = 10 * 365 * 24 * 60 * 60
 
 
 def _is_foreign(error: BaseException) -> bool:
-    """Whether the error is neither a failure nor an exit: the durable SDK suspends a run by a BaseException of its own."""
-    return not (isinstance(error, Exception) or is_exit(error))
+    """Whether the error is neither a failure nor an exit: the durable SDK suspends a run by a BaseException of its own.
+
+    A group is what is in it.  One exit in it decides: the function did not finish, and will not.
+    """
+    if isinstance(error, Exception):
+        return False
+    if not isinstance(error, BaseExceptionGroup):
+        return not is_exit(error)
+    errors = _ungrouped(error)
+    return not any(map(is_exit, errors)) and any(not isinstance(each, Exception) for each in errors)
 
 
 def is_exit(error: BaseException) -> bool:
@@ -84,6 +96,19 @@ def is_exit(error: BaseException) -> bool:
     )
 
     return isinstance(error, CancelledError)
+
+
+def _ungrouped(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors in the group, and in the groups in it, however deep they are nested."""
+    errors: list[BaseException] = []
+    groups = [group]
+    while groups:
+        for error in groups.pop().exceptions:
+            if isinstance(error, BaseExceptionGroup):
+                groups.append(error)
+            else:
+                errors.append(error)
+    return errors
 
 
 class Plan(Value):
@@ -108,6 +133,9 @@ class Plan(Value):
         is_observed: Whether events are wanted.
         outlives_call: Whether the attempt goes on after this call, as a durable execution does: the claim may be older than it.
         is_suspension: Tells the errors that end the run without ending the attempt, which then keeps its claim.
+        fresh_until_ms: When the request becomes too old: from then on the key is not claimed unless an orphan holds it.  None if
+            it is not known when the request was issued.
+        takes_over_late: Whether the store can take an orphan over for a request that is too old, and only an orphan.
     """
 
     __slots__ = __match_args__ = (
@@ -127,6 +155,8 @@ class Plan(Value):
         "is_observed",
         "outlives_call",
         "is_suspension",
+        "fresh_until_ms",
+        "takes_over_late",
     )
 
     def __init__(
@@ -147,6 +177,8 @@ class Plan(Value):
         is_observed: bool,
         outlives_call: bool = False,
         is_suspension: Callable[[BaseException], bool] = _is_foreign,
+        fresh_until_ms: int | None = None,
+        takes_over_late: bool = True,
     ) -> None:
         self.key = key
         self.payload_hash = payload_hash
@@ -164,6 +196,8 @@ class Plan(Value):
         self.is_observed = is_observed
         self.outlives_call = outlives_call
         self.is_suspension = is_suspension
+        self.fresh_until_ms = fresh_until_ms
+        self.takes_over_late = takes_over_late
 
     def replace(self, **changes: Any) -> Plan:
         """A copy with *changes*."""
@@ -188,6 +222,8 @@ class Plan(Value):
             fields["generation"] = supersedes.generation + 1
             fields["supersedes"] = supersedes.generation
             fields["took_over"] = is_in_progress(supersedes)
+        if self.fresh_until_ms is not None:
+            fields["fresh_until_ms"] = self.fresh_until_ms
         return DataRecord.of(fields)
 
     def renewed(self, granted: DataRecord, now_ms: int) -> DataRecord:
@@ -577,6 +613,7 @@ class Verdict(Enum):
 
     RUN = auto()
     RETRY = auto()
+    TOO_OLD = auto()
     ORPHANED = auto()
     PAYLOAD_MISMATCH = auto()
     REPLAY = auto()
@@ -587,17 +624,19 @@ def judge(existing: DataRecord | None, now_ms: int, plan: Plan) -> Verdict:
     """What the record that refused our claim means; the first rule that matches.
 
     Our own record, in progress: our claim landed and its answer was lost, so the key is ours.  Claimable: it aged since the
-    refusal; claim again.  Everything else is another attempt's, and the payload is compared before anything is given away.
+    refusal; claim again.  For a request that is too old, only an orphan is claimable, because only an orphan proves that the
+    request never completed.  Everything else is another attempt's, and the payload is compared before anything is given away.
     """
     if existing is None:
-        return Verdict.RETRY
+        return Verdict.TOO_OLD if is_too_old(plan.fresh_until_ms, now_ms) else Verdict.RETRY
     if is_in_progress(existing):
         # Ours but past its lease, it can be taken from us at any moment: claim it again, unless nobody may take it over.
         is_safe = not plan.takes_over_orphans or not is_orphaned(existing, now_ms)
         if plan.resumes or (is_held_by(existing, plan.owner_token) and is_safe):
             return Verdict.RUN
     if is_claimable(existing, now_ms, takes_over_orphans=plan.takes_over_orphans):
-        return Verdict.RETRY
+        may_claim = is_in_progress(existing) and plan.takes_over_late
+        return Verdict.RETRY if may_claim or not is_too_old(plan.fresh_until_ms, now_ms) else Verdict.TOO_OLD
     if plan.payload_hash and existing.payload_hash != plan.payload_hash:
         return Verdict.PAYLOAD_MISMATCH
     if is_completed(existing):
@@ -663,7 +702,7 @@ def usual(plan: Plan, performer: Performer, cached: Refused | None = None) -> Ou
     return Executed(ran.value, record) if isinstance(reply, Stored) else [claimed, ran, reply]
 
 
-def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]:  # noqa: C901 - one loop, told in one place
+def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]:  # noqa: C901 - one loop, in one place
     """Claim the key, waiting for another attempt if that is configured.  Returns the granted record, or how the call ends."""
     claims = now_ms = 0
     supersedes: DataRecord | None = None
@@ -683,7 +722,9 @@ def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]
             refused = _expect(Refused, reply)
         existing, now_ms = refused.existing, refused.now_ms
         verdict = judge(existing, now_ms, plan)
-        if existing is None or verdict is Verdict.RETRY:
+        if verdict is Verdict.TOO_OLD and not refused.from_cache:  # the store may have a later result than this process remembers
+            return (yield from _too_old(plan, existing, now_ms))
+        if existing is None or verdict in (Verdict.RETRY, Verdict.TOO_OLD):
             supersedes, refused = existing, None
         elif verdict is Verdict.RUN:
             granted = yield from _recovered(plan, existing, now_ms)
@@ -774,6 +815,20 @@ def _refusal(plan: Plan, existing: DataRecord, verdict: Verdict) -> tuple[events
     if verdict is Verdict.ORPHANED:
         return "orphaned", _orphaned(plan.key, existing)
     return "in progress", _in_progress(plan, existing)
+
+
+def _too_old(plan: Plan, existing: DataRecord | None, now_ms: int) -> Steps[Outcome]:
+    """The request may have run before, and its result is gone: nothing is run, and nothing is written."""
+    if plan.is_observed:
+        holder = "" if existing is None else existing.holder
+        yield Notify(events.Refused(key=plan.key, at_ms=now_ms, reason="request too old", holder=holder))
+    return Rejected(
+        IdempotencyRequestTooOldError(
+            f"The request of idempotency key {plan.key} was issued longer ago than a result is kept ("
+            f"expires_after_seconds={plan.expires_after_ms / 1000:g}), and it has no result. It was not run, because it may have "
+            "run before. Find out whether its effect happened; if not, send it again with a new time of issue"
+        )
+    )
 
 
 def _inconsistent(plan: Plan, now_ms: int) -> Steps[Outcome]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from idempotency.config import Deadline
+    from idempotency.issue_time import IssueTime
     from idempotency.local_cache import LocalCache
     from idempotency.serialization.base import BaseIdempotencySerializer
     from persistence.datarecord import DataRecord
@@ -108,6 +109,9 @@ class BoundConfig:
             hash_function=config.hash_function,
             require_all_key_fields=config.require_all_key_fields,
         )
+        self.issue_time = _issue_time(config) if config.issued_at_jmespath else None
+        #: Of the store that was given, because a wrapped one has the same hooks.
+        self.takes_over_late = cast("Store", store).supports_fresh_until
         self.cache = _new_cache(config) if config.use_local_cache else None
         self._settings = CallSettings()
 
@@ -322,6 +326,9 @@ class IdempotencyHandler:
         )
         if invocation.durable_arn is not None:
             plan = plan.replace(outlives_call=True, is_suspension=_is_suspension)
+        if bound.issue_time is not None and not invocation.is_replay:  # a replay goes on with a request that was let in before
+            fresh_until_ms = _issued_ms(bound.issue_time, payload) + _life_ms(config)
+            plan = plan.replace(fresh_until_ms=fresh_until_ms, takes_over_late=bound.takes_over_late)
         own_context = invocation.context if invocation.is_own else None
         scope = CallScope(bound.settings(prefix), plan.deadline_ms, own_context)
         return Call(plan, invoke, result_json if self._serializer is None else self._serialized, config.observers, scope)
@@ -357,6 +364,12 @@ def _new_cache(config: IdempotencyConfig) -> LocalCache:
     return LocalCache(config.local_cache_max_items)
 
 
+def _issue_time(config: IdempotencyConfig) -> IssueTime:
+    from idempotency.issue_time import IssueTime  # here: few functions use it
+
+    return IssueTime(config.issued_at_jmespath, config.jmespath_options)
+
+
 def _checked_store(store: object, *, is_async: bool) -> Store:
     if isinstance(store, AsyncBasePersistenceLayer):
         if not is_async:
@@ -386,6 +399,22 @@ def _digests(bound: BoundConfig, payload: Any) -> tuple[str | None, str]:
         raise failure from error
 
 
+def _issued_ms(issue_time: IssueTime, payload: Any) -> int:
+    try:
+        return issue_time.ms(payload)
+    except IdempotencyKeyError:
+        raise
+    except Exception as error:
+        failure = IdempotencyPersistenceLayerError(CLAIM_FAILED[0], error)
+        failure.add_note("The time of issue could not be read from the payload. The function was not run.")
+        raise failure from error
+
+
+def _life_ms(config: IdempotencyConfig) -> int:
+    """How long after its time of issue a request surely has its result, if it has run: by clocks that differ by the margin."""
+    return int(config.expires_after_seconds * 1000) - int(config.lease_margin_seconds * 1000)
+
+
 def _durable_token(invocation: Invocation, prefix: str) -> str:
     """A durable execution's name for its attempt: the same in all its replays, in whatever process."""
     from hashlib import sha256
@@ -394,7 +423,11 @@ def _durable_token(invocation: Invocation, prefix: str) -> str:
 
 
 def _is_suspension(error: BaseException) -> bool:
-    """Whether a durable execution goes on after the error: its process ends, or Lambda repeats the invocation."""
+    """Whether a durable execution goes on after the error: its process ends, or Lambda repeats the invocation.
+
+    The SDK lets every `BaseException` escape, a group of any kind included, so Lambda repeats the invocation.  For an
+    `ExceptionGroup`, whatever is in it, the SDK ends the execution.
+    """
     sdk = sys.modules.get("aws_durable_execution_sdk_python.exceptions")
     is_repeated: bool = sdk is not None and isinstance(error, sdk.InvocationError) and error.is_retryable()
     return is_repeated or not isinstance(error, Exception)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from persistence.datarecord import DataRecord
 from persistence.exceptions import IdempotencyPersistenceConsistencyError
+from persistence.rules import is_too_old
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,14 +73,17 @@ return {'stored', text or ''}
 _CLAIM: Final = """
 local now_ms, takes_over, token = tonumber(ARGV[6]), ARGV[7] == '1', ARGV[8]
 local offer, number, kept_ms = ARGV[9], tonumber(ARGV[10]), ARGV[11]
+local is_too_old = ARGV[15] == '1'
 
 local function is_claimable()
   local is_expired = record[expiry] ~= nil and record[expiry] < math.floor(now_ms / 1000)
-  if not is_in_progress() then return is_expired end
+  if not is_in_progress() then return is_expired and not is_too_old end
   if not takes_over then return false end
   if record[lease] == nil then return is_expired end
   return record[lease] < now_ms
 end
+
+if not record and is_too_old then return {'refused', ''} end
 
 local took_over = '0'
 if record then
@@ -252,6 +256,7 @@ class TextFormat:
             self.data,
             self.validation,
             self.holder,
+            "1" if is_too_old(offer.fresh_until_ms, now_ms) else "0",
         ]
 
     def complete(self, record: DataRecord, now_ms: int) -> tuple[Script, list[str]]:

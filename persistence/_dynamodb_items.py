@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeAlias
 
 from persistence.datarecord import INPROGRESS, DataRecord, OffloadedResult
+from persistence.rules import is_too_old
 
 Item: TypeAlias = dict[str, dict[str, Any]]
 Request: TypeAlias = dict[str, Any]
@@ -23,6 +24,8 @@ ORPHANED: Final = "(#status = :inprogress AND attribute_exists(#in_progress_expi
 EXPIRED: Final = "(#expiry < :now AND (#status <> :inprogress OR attribute_not_exists(#in_progress_expiry)))"
 #: rules.is_claimable where orphans must not be taken over.
 EXPIRED_RESULT: Final = "(#expiry < :now AND #status <> :inprogress)"
+#: rules.is_claimable of a request that is too old and has seen no orphan.
+NEVER: Final = "attribute_exists(#id) AND attribute_not_exists(#id)"
 #: A put cannot count, so a takeover names the generation that it supersedes: of two that saw the same record, one wins.
 NO_GENERATION: Final = "attribute_not_exists(#generation)"
 PREVIOUS_GENERATION: Final = "#generation = :previous_generation"
@@ -173,7 +176,7 @@ class ItemFormat:
     def claim(self, offer: DataRecord, now_ms: int) -> Request:
         """Write the offer if there is no record, or a claimable one of the generation that it supersedes.
 
-        An offer that has seen no record supersedes none.
+        An offer that has seen no record supersedes none.  If the request is too old, there must be an orphan of that generation.
         """
         request: Request = {
             "Item": self._claimed(offer),
@@ -181,11 +184,24 @@ class ItemFormat:
             "ExpressionAttributeNames": {"#id": self.key_attr},
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }
-        if offer.supersedes is not None:
+        if offer.fresh_until_ms is not None and is_too_old(offer.fresh_until_ms, now_ms):
+            request.update(self._of_orphan(offer, now_ms))
+        elif offer.supersedes is not None:
             superseded, names, request["ExpressionAttributeValues"] = self._superseded(offer, offer.supersedes, now_ms)
             request["ConditionExpression"] = f"attribute_not_exists(#id) OR ({superseded})"
             request["ExpressionAttributeNames"].update(names)
         return request
+
+    def _of_orphan(self, offer: DataRecord, now_ms: int) -> Request:
+        """The condition of a claim for a request that is too old: the orphan that was seen is still there."""
+        if offer.supersedes is None or not offer.takes_over_orphans:
+            return {"ConditionExpression": NEVER}
+        superseded, names, values = self._superseded(offer, offer.supersedes, now_ms)
+        return {
+            "ConditionExpression": f"{superseded} AND #status = :inprogress",
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": values,
+        }
 
     def item(self, record: DataRecord) -> Item:
         """The whole item of a record."""

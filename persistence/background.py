@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 #: Store calls of async callers under way at once, per store.  Fewer than the connections of a client made by this library, so
 #: that none waits for one.
 CALL_WORKERS: Final = 40
-#: Renewals under way at once, per store.  They keep alive as many leases as fit into two thirds of a lease, each with a round trip:
-#: 3,200 leases of 3 s at 10 ms.  `python -m benchmarks.leases` measures it; docs/performance.md has the figures.
+#: Renewals under way at once, per store.  They keep alive as many leases as they can renew within two thirds of a lease: 3,200
+#: leases of 3 s at a round trip of 10 ms.  `python -m benchmarks.leases` measures it; docs/performance.md has the figures.
 RENEWAL_WORKERS: Final = 16
 
 #: A lease is renewed when a third of it has passed.

@@ -29,7 +29,7 @@ from persistence.exceptions import (
     IdempotencyValidationError,
 )
 from persistence.missing import is_missing_idempotency_key
-from persistence.rules import is_expired
+from persistence.rules import is_expired, is_too_old
 from persistence.scope import innermost_scope
 
 if TYPE_CHECKING:
@@ -156,6 +156,9 @@ class _Layer:
     #: after the last renewal has ended.
     renews_atomically: bool = False
 
+    #: Claims obey `fresh_until_ms`.  Without it, a request that is too old is refused by an orphan, too.
+    supports_fresh_until: bool = False
+
     #: Injectable: the present in epoch milliseconds.
     clock_ms: Callable[[], int] = staticmethod(wall_clock_ms)
 
@@ -194,6 +197,10 @@ class _Layer:
         unknown = IdempotencyInvalidStatusError(existing.stored_status)
         raise self._failure(CLAIM_FAILED, offer.key, unknown) from unknown
 
+    def _only_reads(self, offer: DataRecord) -> bool:
+        """Whether the request is too old, and no orphan was seen that it could take over: nothing is written for it."""
+        return not offer.took_over and is_too_old(offer.fresh_until_ms, self.clock_ms())
+
     def _explain(self, error: Exception) -> str:  # noqa: ARG002 - for stores that know more
         """What the store knows of a failure beyond its text; "" if nothing."""
         return ""
@@ -223,6 +230,9 @@ class BasePersistenceLayer(_Layer, ABC):
     def claim(self, offer: DataRecord) -> DataRecord:
         """Give *offer*'s owner the key, until the lease in the offer ends.
 
+        An offer for a request that is too old, by its `fresh_until_ms`, is granted only in the place of an orphan.  If it has not
+        seen one (`took_over`), the record is read, and nothing is written.
+
         Returns:
             The granted record.
 
@@ -238,7 +248,8 @@ class BasePersistenceLayer(_Layer, ABC):
     def try_claim(self, offer: DataRecord) -> DataRecord | Refusal:
         """As `claim`, but a refusal is returned: it is the answer to every duplicate, and an exception would be dearer."""
         try:
-            granted = self._offer_record(offer)
+            only_reads = offer.fresh_until_ms is not None and self._only_reads(offer)
+            granted = Refusal(None) if only_reads else self._offer_record(offer)
         except CLAIM_ANSWERS:
             raise
         except Exception as error:
@@ -338,6 +349,8 @@ class BasePersistenceLayer(_Layer, ABC):
     @abstractmethod
     def _put_record(self, data_record: DataRecord) -> DataRecord | None:
         """Claim the key for *data_record*'s owner if `rules.is_claimable`, atomically against every other claim.
+
+        A store that also obeys `fresh_until_ms` declares it: `supports_fresh_until = True`.
 
         Returns:
             The granted record with its generation; None if granted exactly as offered.
@@ -442,7 +455,8 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
     async def try_claim(self, offer: DataRecord) -> DataRecord | Refusal:
         """As `BasePersistenceLayer.try_claim`."""
         try:
-            granted = await self._offer_record(offer)
+            only_reads = offer.fresh_until_ms is not None and self._only_reads(offer)
+            granted = Refusal(None) if only_reads else await self._offer_record(offer)
         except CLAIM_ANSWERS:
             raise
         except Exception as error:

@@ -32,7 +32,7 @@ from persistence.exceptions import (
     IdempotencyPersistenceConfigError,
     IdempotencyResultNotKeptError,
 )
-from persistence.rules import is_claimable, is_held_by, is_in_progress, may_complete, may_release
+from persistence.rules import is_claimable, is_held_by, is_in_progress, is_too_old, may_complete, may_release
 from persistence.scope import call_deadline_ms
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class _CacheLayer(_Layer):
     """What the sync and the async store share: how they are made, and the procedures."""
 
     supports_leases = True
+    supports_fresh_until = True
 
     sleep_ms: Callable[..., Any]
     _is_async: bool
@@ -275,7 +276,8 @@ class _CacheLayer(_Layer):
         return (yield partial(client.set, name=record.key, value=self._texts.text(record), **options))
 
     def _claim_plainly(self, client: CacheClientProtocol, offer: DataRecord) -> Steps[DataRecord]:
-        if (yield from self._set_plainly(client, offer, nx=True)):
+        is_late = is_too_old(offer.fresh_until_ms, self.clock_ms())
+        if not is_late and (yield from self._set_plainly(client, offer, nx=True)):
             return offer
         existing = yield from self._read_plainly(client, offer.key)
         if not self._is_claimable(existing, offer):
@@ -294,7 +296,9 @@ class _CacheLayer(_Layer):
         return taken
 
     def _is_claimable(self, existing: DataRecord | None, offer: DataRecord) -> bool:
-        return existing is not None and is_claimable(existing, self.clock_ms(), takes_over_orphans=offer.takes_over_orphans)
+        return existing is not None and is_claimable(
+            existing, self.clock_ms(), takes_over_orphans=offer.takes_over_orphans, fresh_until_ms=offer.fresh_until_ms
+        )
 
     def _complete_plainly(self, client: CacheClientProtocol, record: DataRecord) -> Steps[None]:
         existing = yield from self._read_plainly(client, record.key)

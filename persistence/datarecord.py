@@ -74,6 +74,8 @@ class DataRecord:
         takes_over_orphans: Never stored.  False if a claim must be refused by an INPROGRESS record however old it is.
         supersedes: Never stored.  In an offer, the generation of the record that it was seen to supersede; None if none was seen.
         took_over: Never stored.  True in a granted record if the claim superseded an orphan.
+        fresh_until_ms: Never stored.  In an offer, the last millisecond at which the key may be claimed without an orphan; later,
+            the request is too old.  None if a request cannot be too old.
     """
 
     # A record has the fields of its own that it was given; it shares the others, which are these, with all records.
@@ -94,6 +96,7 @@ class DataRecord:
     takes_over_orphans: bool = True
     supersedes: int | None = None
     took_over: bool = False
+    fresh_until_ms: int | None = None
 
     def __init__(
         self,
@@ -115,6 +118,7 @@ class DataRecord:
         takes_over_orphans: bool = True,
         supersedes: int | None = None,
         took_over: bool = False,
+        fresh_until_ms: int | None = None,
     ) -> None:
         fields = {
             "idempotency_key": idempotency_key,
@@ -134,6 +138,7 @@ class DataRecord:
             "takes_over_orphans": takes_over_orphans,
             "supersedes": supersedes,
             "took_over": took_over,
+            "fresh_until_ms": fresh_until_ms,
         }
         _set(self, "__dict__", fields)
 
@@ -232,4 +237,4 @@ class DataRecord:
 
 
 _FIELDS: Final = frozenset(DataRecord.__annotations__)
-_STORED_FIELDS: Final = _FIELDS - {"deadline_ms", "takes_over_orphans", "supersedes", "took_over"}
+_STORED_FIELDS: Final = _FIELDS - {"deadline_ms", "takes_over_orphans", "supersedes", "took_over", "fresh_until_ms"}

@@ -150,6 +150,7 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
 
     supports_leases = True
     renews_atomically = True
+    supports_fresh_until = True
 
     def __init__(
         self,
@@ -327,7 +328,7 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
         existing = self._try_claim(offer, now_ms)
         if existing is None:
             return offer
-        is_free = is_claimable(existing, now_ms, takes_over_orphans=offer.takes_over_orphans)
+        is_free = is_claimable(existing, now_ms, takes_over_orphans=offer.takes_over_orphans, fresh_until_ms=offer.fresh_until_ms)
         if is_free and existing.generation != offer.supersedes:
             takeover = offer.replace(
                 generation=existing.generation + 1, supersedes=existing.generation, took_over=is_in_progress(existing)

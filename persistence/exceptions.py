@@ -144,6 +144,13 @@ class IdempotencyOrphanedError(IdempotencyAlreadyInProgressError):
     """
 
 
+class IdempotencyRequestTooOldError(IdempotencyValidationError):
+    """The request was issued so long ago that its result may have expired, and it has no record: nothing was run or written.
+
+    Whether it ran before is not known.  A retry gets the same error, so a queue moves the message to its dead-letter queue.
+    """
+
+
 class IdempotencyBulkIncompleteError(IdempotencyPersistenceLayerError):
     """Bulk work on a table came to an end before it was done; what was written stays written.
 

@@ -53,6 +53,7 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
 
     supports_leases = True
     renews_atomically = True
+    supports_fresh_until = True
 
     def __init__(self, *, max_records: int = 100_000, clock_ms: Callable[[], int] | None = None) -> None:
         if max_records < 1:
@@ -72,6 +73,10 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
         while True:
             now_ms = self.clock_ms()
             existing = records.get(key)
+            if not is_claimable(
+                existing, now_ms, takes_over_orphans=offer.takes_over_orphans, fresh_until_ms=offer.fresh_until_ms
+            ):
+                raise IdempotencyItemAlreadyExistsError(old_data_record=existing)
             if existing is None:
                 if len(records) >= self._sweep_at:
                     self._make_room(now_ms)
@@ -80,8 +85,6 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
                 if self._write(key, None, stored) and (len(records) <= self.max_records or not _removed(records, key, stored)):
                     return offer
                 continue
-            if not is_claimable(existing, now_ms, takes_over_orphans=offer.takes_over_orphans):
-                raise IdempotencyItemAlreadyExistsError(old_data_record=existing)
             granted = offer.replace(generation=existing.generation + 1, took_over=is_in_progress(existing))
             if self._write(key, existing, granted.stored()):
                 return granted

@@ -45,13 +45,23 @@ def is_orphaned(record: DataRecord, now_ms: int) -> bool:
     return is_expired(record, now_ms) if lease_end_ms is None else lease_end_ms < now_ms
 
 
-def is_claimable(record: DataRecord | None, now_ms: int, *, takes_over_orphans: bool = True) -> bool:
-    """Whether a new attempt may have the key: no record, an expired one, or, where orphans may be taken over, an orphan."""
+def is_too_old(fresh_until_ms: int | None, now_ms: int) -> bool:
+    """Whether the request is so old that its result may have expired: without a record, nobody knows if it ran before."""
+    return fresh_until_ms is not None and fresh_until_ms < now_ms
+
+
+def is_claimable(
+    record: DataRecord | None, now_ms: int, *, takes_over_orphans: bool = True, fresh_until_ms: int | None = None
+) -> bool:
+    """Whether a new attempt may have the key: no record, an expired one, or, where orphans may be taken over, an orphan.
+
+    A request that is too old may only have an orphan's key, because only an orphan proves that the request never completed.
+    """
     if record is None:
-        return True
+        return not is_too_old(fresh_until_ms, now_ms)
     if is_in_progress(record):
         return takes_over_orphans and is_orphaned(record, now_ms)
-    return is_expired(record, now_ms)
+    return is_expired(record, now_ms) and not is_too_old(fresh_until_ms, now_ms)
 
 
 def is_waste(record: DataRecord, now_ms: int) -> bool:

@@ -31,6 +31,7 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
     def __init__(self, store: BasePersistenceLayer) -> None:
         self.store = store
         self.supports_leases = store.supports_leases
+        self.supports_fresh_until = store.supports_fresh_until
 
     def clock_ms(self) -> int:
         """The wrapped store's clock."""

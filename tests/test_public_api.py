@@ -60,6 +60,7 @@ DOCUMENTED = {
     "IdempotencyPersistenceConnectionError": "persistence.exceptions",
     "IdempotencyPersistenceConsistencyError": "persistence.exceptions",
     "IdempotencyPersistenceLayerError": "persistence.exceptions",
+    "IdempotencyRequestTooOldError": "persistence.exceptions",
     "IdempotencyResultNotKeptError": "persistence.exceptions",
     "IdempotencyTransactionCanceledError": "persistence.exceptions",
     "IdempotencyUnreachableError": "persistence.exceptions",
@@ -110,6 +111,7 @@ OWN_ERRORS = {
     "IdempotencyResultNotKeptError": ["IdempotencyPersistenceLayerError"],
     "IdempotencyTransactionCanceledError": ["IdempotencyPersistenceLayerError"],
     "IdempotencyOrphanedError": ["IdempotencyAlreadyInProgressError"],
+    "IdempotencyRequestTooOldError": ["IdempotencyValidationError"],
     "IdempotencyUnreachableError": ["IdempotencyPersistenceConnectionError", "IdempotencyPersistenceConfigError"],
 }
 

@@ -267,6 +267,31 @@ def test_a_failed_execution_frees_its_key(store: CountingStore, stored: Callable
     assert stored(7) is None
 
 
+@pytest.mark.parametrize(
+    ("error", "is_repeated"),
+    [
+        (SystemExit(1), True),
+        (BaseExceptionGroup("exit", [SystemExit(1)]), True),
+        (BaseExceptionGroup("suspension", [Suspended(), ValueError()]), True),
+        (ExceptionGroup("failures", [ValueError()]), False),
+    ],
+    ids=["exit", "group of an exit", "group of a suspension", "group of failures"],
+)
+def test_an_execution_keeps_its_claim_if_lambda_repeats_the_invocation(
+    store: CountingStore, stored: Callable[[Any], Any], arn: Any, error: BaseException, is_repeated: bool
+) -> None:
+    """As it does when a `BaseException` other than a suspension leaves the SDK, be it an exit or a group."""
+
+    @idempotent(persistence_store=store, config=IdempotencyConfig("id"), key_prefix=PREFIX)
+    def handler(event: Any, context: DurableContext) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        handler(ORDER, first(arn))
+
+    assert (stored(7) is not None) is is_repeated
+
+
 def test_a_claim_names_the_invocation_that_made_it(story: Story, stored: Callable[[Any], Any], arn: Any) -> None:
     story.suspend(first(arn, LambdaContext(aws_request_id="request-3")))
 

@@ -1,4 +1,4 @@
-"""Threads that cannot start, coroutines that the garbage collector closes, functions that fork, renewals that meet a completion."""
+"""Threads that cannot start, coroutines that are closed, functions that fork, renewals that meet a completion."""
 
 from __future__ import annotations
 
@@ -117,13 +117,17 @@ def test_a_coroutine_that_is_closed_while_a_thread_is_started_releases_its_key_a
 
 
 def test_a_coroutine_that_is_closed_while_it_claims_releases_its_key(clock: FakeClock) -> None:
-    claiming, may_go_on = threading.Event(), threading.Event()
+    claiming, may_go_on, released = threading.Event(), threading.Event(), threading.Event()
 
     class Slow(CountingStore):
         def _put_record(self, data_record: Any) -> Any:
             claiming.set()
             may_go_on.wait(30)
             return super()._put_record(data_record)
+
+        def _delete_record(self, data_record: Any) -> None:
+            super()._delete_record(data_record)
+            released.set()
 
     store = Slow(clock_ms=clock)
 
@@ -137,12 +141,10 @@ def test_a_coroutine_that_is_closed_while_it_claims_releases_its_key(clock: Fake
         await asyncio.to_thread(claiming.wait, 30)
         calling.close()
         may_go_on.set()
-        while "delete" not in store.asked:
-            await asyncio.sleep(0)
-        while store._records:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(released.wait, 30)
 
     asyncio.run(asyncio.wait_for(story(), 30))
+    assert store._records == {}
 
 
 def test_a_coroutine_that_is_closed_after_its_loop_has_ended_is_closed_quietly(store: CountingStore) -> None:

@@ -123,12 +123,18 @@ TIMES = [START_MS - 1, START_MS, START_MS + 1, (NOW_S + 1) * 1000 - 1, (NOW_S + 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_script_decides_and_writes_as_the_rules_do(made: Made, clock: FakeClock, verb: str) -> None:
-    for existing, now_ms, takes_over in product(boundary_records(), TIMES, (True, False) if verb == "claim" else (True,)):
+    abilities = tuple(product((True, False), (None, 0))) if verb == "claim" else ((True, None),)
+    for existing, now_ms, (takes_over, fresh_until_ms) in product(boundary_records(), TIMES, abilities):
         clock.now_ms = now_ms
-        ours = sent(verb, offer(now_ms, takes_over_orphans=takes_over))
+        # A request that is too old gets to the script only after an orphan was seen.
+        has_seen = fresh_until_ms is not None
+        ours = offer(now_ms, takes_over_orphans=takes_over, fresh_until_ms=fresh_until_ms, took_over=has_seen)
+        ours = sent(verb, ours)
         memory = reference(existing, clock)
         keep(made, existing)
-        story = f"{verb} by a at {now_ms} over {existing} of {existing and existing.owner_token!r}, {takes_over=}"
+        story = (
+            f"{verb} by a at {now_ms} over {existing} of {existing and existing.owner_token!r}, {takes_over=}, {fresh_until_ms=}"
+        )
 
         answer = outcome(made.store, verb, ours)
 
@@ -136,7 +142,7 @@ def test_a_script_decides_and_writes_as_the_rules_do(made: Made, clock: FakeCloc
         assert made.store.fetch(KEY) == memory.fetch(KEY), story
         assert keys(made) == ([KEY.encode()] if memory._records else []), story
         permitted = {
-            "claim": rules.is_claimable(existing, now_ms, takes_over_orphans=takes_over),
+            "claim": rules.is_claimable(existing, now_ms, takes_over_orphans=takes_over, fresh_until_ms=fresh_until_ms),
             "complete": rules.may_complete(existing, "a"),
             "renew": existing is not None and rules.may_release(existing, "a"),
             "release": existing is None or rules.may_release(existing, "a"),

@@ -256,6 +256,85 @@ class TestClaim:
 
         assert (granted.generation, granted.took_over) == (2, False)
 
+    def test_a_request_that_is_too_old_gets_no_key_without_a_record_and_writes_nothing(
+        self, verbs: Verbs, clock: FakeClock, peek: Peek
+    ) -> None:
+        """Whether an orphan was seen before or not: it may have vanished since."""
+        fresh_until_ms = clock.now_ms - 1
+        seen = verbs.offer(KEY, "a", generation=3)
+
+        assert refusal(verbs, KEY, "b", fresh_until_ms=fresh_until_ms).old_data_record is None
+        with pytest.raises(IdempotencyItemAlreadyExistsError) as refused:
+            verbs.claim(verbs.superseding(seen, verbs.offer(KEY, "b", fresh_until_ms=fresh_until_ms)))
+
+        assert refused.value.old_data_record is None
+        assert peek(KEY) is None
+
+    def test_a_request_is_not_too_old_in_its_last_fresh_millisecond(self, verbs: Verbs, clock: FakeClock) -> None:
+        assert verbs.claim(verbs.offer(KEY, "a", fresh_until_ms=clock.now_ms)).owner_token == "a"
+
+    def test_a_request_that_is_too_old_is_refused_by_a_result_before_and_after_it_expires(
+        self, verbs: Verbs, clock: FakeClock, peek: Peek
+    ) -> None:
+        """Also if it saw the record as an orphan: the late attempt has completed it since."""
+        late = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+        clock.advance(ms=1_001)
+        seen = verbs.fetch(KEY)
+        completed = verbs.completed(late, '"A"')
+        verbs.complete(completed)
+        before = peek(KEY)
+
+        for now_ms in (clock.now_ms, (completed.expiry_timestamp + 1) * 1000):
+            clock.now_ms = now_ms
+            offer = verbs.offer(KEY, "b", fresh_until_ms=now_ms - 1)
+            for each in (offer, verbs.superseding(completed, offer), verbs.superseding(seen, offer)):
+                with pytest.raises(IdempotencyItemAlreadyExistsError) as refused:
+                    verbs.claim(each)
+                assert refused.value.old_data_record.response_data == '"A"'
+
+        assert peek(KEY) == before
+
+    @pytest.mark.parametrize("lease_ms", [1_000, None], ids=["lease", "no lease"])
+    def test_a_request_that_is_too_old_takes_over_the_orphan_that_it_has_seen_once_its_lease_is_over(
+        self, verbs: Verbs, clock: FakeClock, lease_ms: int | None
+    ) -> None:
+        orphan = verbs.claim(verbs.offer(KEY, "a", lease_ms=lease_ms, expires_s=1))
+        ended_ms = orphan.in_progress_expiry_timestamp if lease_ms else orphan.expiry_timestamp * 1000 + 999
+        clock.now_ms = ended_ms
+        late = verbs.superseding(orphan, verbs.offer(KEY, "b", fresh_until_ms=0))
+        with pytest.raises(IdempotencyItemAlreadyExistsError):
+            verbs.claim(late)
+
+        clock.advance(ms=1)
+        granted = verbs.claim(late)
+
+        assert (granted.owner_token, granted.generation, granted.took_over) == ("b", 2, True)
+        assert verbs.fetch(KEY).owner_token == "b"
+
+    def test_a_request_that_is_too_old_takes_over_an_orphan_that_another_attempt_has_left_since(
+        self, verbs: Verbs, clock: FakeClock
+    ) -> None:
+        seen = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+        clock.advance(ms=1_001)
+        verbs.claim(verbs.superseding(seen, verbs.offer(KEY, "b", lease_ms=1_000)))
+        clock.advance(ms=1_001)
+
+        granted = verbs.claim(verbs.superseding(seen, verbs.offer(KEY, "c", fresh_until_ms=0)))
+
+        assert (granted.generation, granted.took_over) == (3, True)
+
+    def test_a_request_that_is_too_old_takes_over_no_orphan_where_takeovers_are_forbidden(
+        self, verbs: Verbs, clock: FakeClock
+    ) -> None:
+        orphan = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+        clock.advance(seconds=3_600)
+        offer = verbs.offer(KEY, "b", fresh_until_ms=0, takes_over_orphans=False)
+
+        for each in (offer, verbs.superseding(orphan, offer)):
+            with pytest.raises(IdempotencyItemAlreadyExistsError) as refused:
+                verbs.claim(each)
+            assert refused.value.old_data_record.owner_token == "a"
+
     def test_a_repeated_claim_is_refused_with_the_claimants_own_record(self, verbs: Verbs) -> None:
         """So that an attempt whose first answer was lost recognises its own write."""
         offer = verbs.offer(KEY, "a")

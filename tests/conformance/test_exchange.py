@@ -6,7 +6,10 @@ this library speaks through its lean client.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +17,7 @@ from doubles import LambdaContext, Shelf, incompressible
 from engines.tables import create_table, shared_client, shared_lean_client
 from powertools_side import Effects, Killed, Library, ours_on, powertools_on, set_powertools_clock
 from stores import Made, large_results
-from verbs import Verbs
+from verbs import Verbs, at_once
 
 from idempotency import transaction
 from persistence.datarecord import DataRecord, Status
@@ -408,3 +411,157 @@ def test_powertools_refuses_a_key_whose_transaction_is_under_way(table: Table, p
     assert effects.handler(table.ours)(EVENT, LambdaContext()) == RESULT
     assert effects.runs == 1
     assert paid()
+
+
+# A rollout: workers of both libraries at once
+
+
+class Racing:
+    """One handler for many requests, delivered to workers of both libraries at the same time."""
+
+    def __init__(self, table: Table, clock: FakeClock) -> None:
+        self.table = table
+        self.clock = clock
+        self.runs: Counter[str] = Counter()
+        self._lock = Lock()
+
+    def deliver(self, library: Library, event: dict[str, Any]) -> str:
+        """Until there is a result, as a queue does."""
+
+        def run(event: dict[str, Any], _context: Any) -> str:
+            with self._lock:
+                self.runs[event["id"]] += 1
+                return f"{event['id']}, run {self.runs[event['id']]}"
+
+        handler = library.decorate(run)
+        while True:
+            try:
+                result: str = handler(event, LambdaContext(clock=self.clock))
+            except library.exceptions.IdempotencyAlreadyInProgressError:
+                continue
+            return result
+
+
+def test_each_request_runs_once_while_both_libraries_serve_it(table: Table, clock: FakeClock) -> None:
+    racing = Racing(table, clock)
+    libraries = [table.powertools, table.ours] * 3
+
+    for number in range(8):
+        event = {"id": f"order-{number}"}
+        answers = at_once([partial(racing.deliver, library, event) for library in libraries])
+        assert answers == [f"order-{number}, run 1"] * len(libraries)
+
+    assert set(racing.runs.values()) == {1}
+
+
+def outlive_the_lease(effects: Effects, table: Table, clock: FakeClock, library: Library) -> None:
+    """While the function runs, let its lease end and another attempt take over, as often as there are results."""
+
+    def meanwhile() -> None:
+        effects.meanwhile = lambda: None
+        clock.now_ms = lease_end_ms(table) + 125
+        effects.handler(library)(EVENT, LambdaContext(clock=clock))
+
+    effects.meanwhile = meanwhile
+
+
+def test_fencing_holds_among_our_own_workers_also_after_an_orphan_of_powertools(table: Table, clock: FakeClock) -> None:
+    effects = Effects([Killed(), "late", "winner"])
+    crash(effects, table.powertools, LambdaContext(clock=clock))
+    clock.now_ms = lease_end_ms(table) + 125
+    outlive_the_lease(effects, table, clock, table.ours)
+
+    assert effects.handler(table.ours)(EVENT, LambdaContext(clock=clock)) == "winner"
+    assert effects.handler(table.powertools)(EVENT, LambdaContext(clock=clock)) == "winner"
+
+
+def test_a_late_success_of_powertools_replaces_our_result(table: Table, clock: FakeClock) -> None:
+    """Not held: it completes unconditionally.  So its last invocation must have ended before results are relied on."""
+    effects = Effects(["late", "winner"])
+    outlive_the_lease(effects, table, clock, table.ours)
+
+    assert effects.handler(table.powertools)(EVENT, LambdaContext(clock=clock)) == "late"
+    assert effects.handler(table.ours)(EVENT, LambdaContext(clock=clock)) == "late"
+    assert effects.runs == 2
+
+
+def test_a_late_failure_of_powertools_deletes_our_result_and_the_request_runs_again(table: Table, clock: FakeClock) -> None:
+    """Not held, for the same reason."""
+    effects = Effects([ZeroDivisionError(), "winner", "third"])
+    outlive_the_lease(effects, table, clock, table.ours)
+    late = effects.handler(table.powertools)
+    with pytest.raises(ZeroDivisionError):
+        late(EVENT, LambdaContext(clock=clock))
+
+    assert table.is_empty
+    assert effects.handler(table.ours)(EVENT, LambdaContext(clock=clock)) == "third"
+
+
+def test_a_late_failure_of_powertools_deletes_our_claim_and_two_of_ours_run_at_once(table: Table, clock: FakeClock) -> None:
+    """Not held.  The result of the one that completes first is everybody's."""
+    effects = Effects([ZeroDivisionError(), "second", "third"])
+
+    def take_over() -> None:
+        effects.meanwhile = delete_it
+        clock.now_ms = lease_end_ms(table) + 125
+        answers.append(effects.handler(table.ours)(EVENT, LambdaContext(clock=clock)))
+
+    def delete_it() -> None:
+        effects.meanwhile = lambda: None
+        hashed = table.item["sk" if "sk" in table.item else "id"]["S"]
+        table.powertools.new_store()._delete_record(DataRecord(hashed))
+        answers.append(effects.handler(table.ours)(EVENT, LambdaContext(clock=clock)))
+
+    answers: list[Any] = []
+    effects.meanwhile = take_over
+    late = effects.handler(table.powertools)
+    with pytest.raises(ZeroDivisionError):
+        late(EVENT, LambdaContext(clock=clock))
+
+    assert effects.runs == 3
+    assert answers == ["third", "third"]
+
+
+def test_powertools_takes_over_an_orphan_that_ours_must_not(table: Table, clock: FakeClock) -> None:
+    """Not held: it knows no `orphan_takeover=False`."""
+    effects = Effects([Killed(), RESULT])
+    crash(effects, table.ours, LambdaContext(clock=clock), orphan_takeover=False)
+    clock.now_ms = lease_end_ms(table) + 125
+    ours = effects.handler(table.ours, orphan_takeover=False)
+    with pytest.raises(table.ours.exceptions.IdempotencyOrphanedError):
+        ours(EVENT, LambdaContext(clock=clock))
+
+    assert effects.handler(table.powertools)(EVENT, LambdaContext(clock=clock)) == RESULT
+
+
+def test_powertools_runs_a_request_that_ours_finds_too_old(table: Table, clock: FakeClock) -> None:
+    """Not held: it does not ask when a request was issued."""
+    effects = Effects(["first", "second"])
+    event = {**EVENT, "issued": clock.now_ms}
+    effects.handler(table.powertools, expires_after_seconds=60)(event, LambdaContext(clock=clock))
+    clock.advance(seconds=120)
+    ours = effects.handler(table.ours, expires_after_seconds=60, issued_at_jmespath="issued")
+    with pytest.raises(table.ours.exceptions.IdempotencyRequestTooOldError):
+        ours(event, LambdaContext(clock=clock))
+
+    theirs = effects.handler(table.powertools, expires_after_seconds=60)
+    assert theirs(event, LambdaContext(clock=clock)) == "second"
+
+
+def test_after_a_rollback_our_late_attempt_leaves_the_claim_of_powertools_alone(table: Table, clock: FakeClock) -> None:
+    """So the rollback need not wait for our last invocation."""
+    effects = Effects(["late", Killed()])
+
+    def lose_the_lease() -> None:
+        effects.meanwhile = lambda: None
+        clock.now_ms = lease_end_ms(table) + 125
+        crash(effects, table.powertools, LambdaContext(clock=clock))
+        held.append(table.item)
+
+    held: list[Any] = []
+    effects.meanwhile = lose_the_lease
+    late = effects.handler(table.ours)
+    with pytest.raises(IdempotencyLeaseLostError):
+        late(EVENT, LambdaContext(clock=clock))
+
+    assert [table.item] == held

@@ -164,6 +164,22 @@ def test_only_a_takeover_locks(server: redis.Redis, clock: FakeClock) -> None:
     assert requests == [("set nx", KEY), ("get", KEY), ("set nx", LOCK), ("get", KEY), ("set", KEY)]
 
 
+def test_a_request_that_is_too_old_takes_an_orphan_over_and_sets_nothing_without_one(
+    server: redis.Redis, clock: FakeClock
+) -> None:
+    requests: list[tuple[str, str]] = []
+    store = plain(clock, Plain(server, before=lambda *request: requests.append(request)))
+    late = offer(clock, "b", fresh_until_ms=0, supersedes=1, took_over=True)
+    with pytest.raises(IdempotencyItemAlreadyExistsError):
+        store.claim(late)
+    assert (requests, server.keys()) == ([("get", KEY), ("get", KEY)], [])
+    orphan(server, clock)
+    requests.clear()
+
+    assert store.claim(late).took_over
+    assert requests == [("get", KEY), ("set nx", LOCK), ("get", KEY), ("set", KEY)]
+
+
 def test_the_lock_names_its_owner_and_expires_after_ten_seconds_by_the_servers_clock(
     server: redis.Redis, clock: FakeClock
 ) -> None:

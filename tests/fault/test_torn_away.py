@@ -21,7 +21,6 @@ def story(*arguments: str, timeout: int = 55) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    print(done.stdout)
     return done.stdout
 
 

@@ -1,16 +1,16 @@
 """Calls that are torn away at each of their lines, in a process of its own: `python -m fault.torn_away MODE SEED NUMBER`.
 
-A call is torn away by an exception that a signal's handler would raise.  `lines` raises it at each line of the library in turn, by
-a trace function; `signals` sends real signals at random moments.  After each call, nothing of it may be left behind.
+A call is torn away by an exception that a signal's handler would raise.  `lines` raises it at each line of the library in turn,
+by a trace function; `signals` sends real signals at random moments.  After each call, nothing of it may be left behind.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import random
 import signal
 import sys
+import threading
 from collections import Counter
 from contextlib import suppress
 from contextvars import copy_context
@@ -58,20 +58,12 @@ class World:
         def nested(order: Any) -> str:
             return self.ran("nested", order)
 
-        @idempotent_function(data_keyword_argument="order", **options)
-        async def awaited(order: Any) -> str:
-            await asyncio.sleep(0)
-            return self.ran("awaited", order)
-
-        self.handler, self.nested, self.awaited = handler, nested, awaited
+        self.handler, self.nested = handler, nested
 
     def ran(self, name: str, event: Any) -> str:
         current_attempt()
         self.runs[f"{name} {event['id']}"] += 1
         return "done"
-
-    def by_hand(self, key: str) -> None:
-        """An async function, whose coroutine is driven without a loop and closed half-way."""
 
     def calls(self) -> dict[str, Callable[[str], object]]:
         return {
@@ -161,14 +153,12 @@ def tear_by_signals(seed: int, number: int) -> int:
 
 
 def main(mode: str, seed: int, number: int) -> None:
-    background.heartbeat._thread = background._new_thread(lambda: None, (), "unused")
-    # Its renewals are nobody's business here; a dead thread would be replaced, so one is kept alive.
-    background.heartbeat._thread = __import__("threading").main_thread()
+    background.heartbeat._thread = threading.main_thread()  # alive, so that no thread is started, which would be traced
     if mode == "lines":
         lines = list(tear_at_each_line())
-        print(f"{len(lines)} lines, {len(set(lines))} different")
+        sys.stdout.write(f"{len(lines)} lines, {len(set(lines))} different\n")
     else:
-        print(f"seed {seed}: {tear_by_signals(seed, number)} of {number} calls were torn away")
+        sys.stdout.write(f"seed {seed}: {tear_by_signals(seed, number)} of {number} calls were torn away\n")
 
 
 if __name__ == "__main__":

@@ -437,6 +437,50 @@ def test_a_refusal_whose_record_has_vanished_says_so_by_none(kind: Any) -> None:
     assert raised.value.old_data_record is None
 
 
+LATE = OFFER.replace(fresh_until_ms=START_MS - 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("existing", [None, DONE, HELD], ids=["absent", "completed", "in progress"])
+def test_a_claim_for_a_request_that_is_too_old_only_reads(kind: Any, existing: DataRecord | None) -> None:
+    store = kind(_get_record=IdempotencyItemNotFoundError if existing is None else existing)
+
+    with pytest.raises(IdempotencyItemAlreadyExistsError) as raised:
+        use(store, "claim", LATE)
+    assert raised.value.old_data_record is existing
+    assert store.calls == [("_get_record", (), {"idempotency_key": "fn#1"})]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_claim_for_a_request_that_is_too_old_fails_if_the_record_cannot_be_read_or_judged(kind: Any) -> None:
+    with pytest.raises(IdempotencyPersistenceLayerError, match="^Failed to get record from idempotency store"):
+        use(kind(_get_record=TimeoutError("slow")), "claim", LATE)
+    with pytest.raises(IdempotencyPersistenceLayerError, match="^Failed to save in progress record"):
+        use(kind(_get_record=HELD.replace(status="PAUSED")), "claim", LATE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "offer",
+    [OFFER.replace(fresh_until_ms=START_MS), LATE.replace(supersedes=1, took_over=True)],
+    ids=["fresh", "takes an orphan over"],
+)
+def test_a_claim_that_its_request_permits_is_the_hooks(kind: Any, offer: DataRecord) -> None:
+    store = kind()
+
+    assert use(store, "claim", offer) is offer
+    assert [hook for hook, _, _ in store.calls] == ["_put_record"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_completed_record_that_was_seen_is_nothing_to_take_over_for_a_request_that_is_too_old(kind: Any) -> None:
+    store = kind(_get_record=IdempotencyItemNotFoundError)
+
+    with pytest.raises(IdempotencyItemAlreadyExistsError):
+        use(store, "claim", LATE.replace(supersedes=1))
+    assert [hook for hook, _, _ in store.calls] == ["_get_record"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_refusal_whose_record_cannot_be_read_is_a_failed_read(kind: Any) -> None:
     trouble = ConnectionError("reset")
@@ -626,7 +670,7 @@ def test_the_hash_function_of_the_call_is_a_function_and_no_method() -> None:
 def test_a_custom_store_claims_no_abilities_and_has_a_clock(kind: Any) -> None:
     store = kind()
 
-    assert store.supports_leases is False
+    assert (store.supports_leases, store.supports_fresh_until) == (False, False)
     assert isinstance(store.clock_ms(), int)
 
 

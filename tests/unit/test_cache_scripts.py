@@ -118,7 +118,7 @@ def test_a_text_leaves_out_what_is_not_there() -> None:
 
 
 def test_what_concerns_only_the_call_is_not_written() -> None:
-    carried = OFFER.replace(deadline_ms=START_MS, takes_over_orphans=False, supersedes=3, took_over=True)
+    carried = OFFER.replace(deadline_ms=START_MS, takes_over_orphans=False, supersedes=3, took_over=True, fresh_until_ms=START_MS)
 
     assert TEXTS.text(carried) == TEXTS.text(OFFER)
 
@@ -296,7 +296,7 @@ def test_odd_names_are_arguments_as_they_are() -> None:
 def test_a_claim_sends_the_present_and_the_offer_without_its_generation(takes_over_orphans: bool, said: str) -> None:
     script, arguments = TEXTS.claim(OFFER.replace(takes_over_orphans=takes_over_orphans), START_MS)
 
-    first, (now_ms, takes_over, token, offer, generation, kept), texts_only = arguments[:5], arguments[5:11], arguments[11:]
+    first, (now_ms, takes_over, token, offer, generation, kept), texts_only = arguments[:5], arguments[5:11], arguments[11:14]
     assert (script, first) == (CLAIM, FIRST)
     assert (now_ms, takes_over, token, generation) == (str(START_MS), said, "token", "1")
     assert texts_only == ["data", "validation", "holder"]
@@ -309,6 +309,13 @@ def test_a_claim_sends_the_present_and_the_offer_without_its_generation(takes_ov
         "owner_token": "token",
         "holder": "request-1",
     }
+
+
+@pytest.mark.parametrize(("fresh_until_ms", "said"), [(None, "0"), (START_MS, "0"), (START_MS - 1, "1")])
+def test_a_claim_says_whether_its_request_is_too_old(fresh_until_ms: int | None, said: str) -> None:
+    _, arguments = TEXTS.claim(OFFER.replace(fresh_until_ms=fresh_until_ms), START_MS)
+
+    assert arguments[14:] == [said]
 
 
 def test_a_claim_without_expiry_sends_no_time_to_live() -> None:

@@ -37,6 +37,7 @@ def test_our_own_settings_are_by_keyword_only() -> None:
         "orphan_takeover": True,
         "require_all_key_fields": False,
         "observers": (),
+        "issued_at_jmespath": "",
     }
 
 
@@ -58,6 +59,7 @@ def test_every_setting_can_be_read_under_its_name() -> None:
         "orphan_takeover": False,
         "require_all_key_fields": True,
         "observers": (print,),
+        "issued_at_jmespath": "time",
     }
 
     config = IdempotencyConfig(**given)
@@ -73,6 +75,16 @@ def test_observers_given_as_a_list_are_kept_as_they_were() -> None:
     observers.append(repr)
 
     assert config.observers == (print,)
+
+
+@pytest.mark.parametrize(("expires", "margin"), [(1, 1), (0, 0), (60, 90)])
+def test_a_time_of_issue_needs_results_that_outlive_the_difference_of_clocks(expires: int, margin: int) -> None:
+    with pytest.raises(
+        ValueError, match=r"^expires_after_seconds must exceed lease_margin_seconds, .*: every request would be too"
+    ):
+        IdempotencyConfig(issued_at_jmespath="time", expires_after_seconds=expires, lease_margin_seconds=margin)
+    IdempotencyConfig(expires_after_seconds=expires, lease_margin_seconds=margin)
+    IdempotencyConfig(issued_at_jmespath="time", expires_after_seconds=margin + 1, lease_margin_seconds=margin)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -0.001, math.nan, math.inf, -math.inf])

@@ -35,6 +35,7 @@ ALL_FIELDS: dict[str, Any] = {
     "takes_over_orphans": False,
     "supersedes": 6,
     "took_over": True,
+    "fresh_until_ms": 1_800_000_000_000,
 }
 ATTRIBUTES = ["stored_status" if name == "status" else name for name in ALL_FIELDS]
 
@@ -81,6 +82,7 @@ def test_everything_beyond_powertools_arguments_is_by_keyword_only() -> None:
         "takes_over_orphans",
         "supersedes",
         "took_over",
+        "fresh_until_ms",
     ]
 
 
@@ -92,6 +94,7 @@ def test_a_record_of_a_key_alone_has_powertools_defaults() -> None:
     assert (record.owner_token, record.generation, record.holder, record.result_kept) == ("", 0, "", True)
     assert (record.packed_result, record.region) == (None, "")
     assert (record.deadline_ms, record.takes_over_orphans, record.supersedes, record.took_over) == (None, True, None, False)
+    assert record.fresh_until_ms is None
 
 
 @pytest.mark.parametrize("packed", [b"\x1f\x8bsecret", OffloadedResult("s3://bucket/place", "digest", 7)])
@@ -242,7 +245,7 @@ def test_records_with_equal_fields_are_equal_and_hash_alike() -> None:
     assert {one} == {other}
 
 
-NEVER_STORED = {"deadline_ms", "takes_over_orphans", "supersedes", "took_over"}
+NEVER_STORED = {"deadline_ms", "takes_over_orphans", "supersedes", "took_over", "fresh_until_ms"}
 
 
 @pytest.mark.parametrize("name", [name for name in ALL_FIELDS if name not in NEVER_STORED])

@@ -497,6 +497,37 @@ def test_a_claim_that_may_take_over_no_orphan_asks_only_for_an_expired_result() 
     assert set(request["ExpressionAttributeValues"]) == {":now", ":inprogress", ":previous_generation"}
 
 
+LATE = OFFER.replace(fresh_until_ms=NOW_MS - 1)
+
+
+@pytest.mark.parametrize("late", [LATE, LATE.replace(supersedes=2, takes_over_orphans=False)])
+def test_a_claim_that_is_too_old_and_has_no_orphan_to_take_over_is_never_granted(late: DataRecord) -> None:
+    request = PLAIN.claim(late, NOW_MS)
+
+    assert request["ConditionExpression"] == "attribute_exists(#id) AND attribute_not_exists(#id)"
+    assert request["ExpressionAttributeNames"] == {"#id": "id"}
+
+
+@pytest.mark.parametrize(
+    ("supersedes", "seen"), [(2, "#generation = :previous_generation"), (0, "attribute_not_exists(#generation)")]
+)
+def test_a_claim_that_is_too_old_demands_that_the_orphan_is_still_there(supersedes: int, seen: str) -> None:
+    request = PLAIN.claim(LATE.replace(supersedes=supersedes), NOW_MS)
+
+    assert request["ConditionExpression"] == (
+        f"{seen} AND ((#status = :inprogress AND attribute_exists(#in_progress_expiry) "
+        "AND #in_progress_expiry < :now_in_millis) OR (#expiry < :now AND (#status <> :inprogress "
+        "OR attribute_not_exists(#in_progress_expiry)))) AND #status = :inprogress"
+    )
+
+
+@pytest.mark.parametrize("supersedes", [None, 2])
+def test_a_claim_that_is_not_too_old_yet_is_as_any_other(supersedes: int | None) -> None:
+    offer = OFFER.replace(supersedes=supersedes)
+
+    assert PLAIN.claim(offer.replace(fresh_until_ms=NOW_MS), NOW_MS) == PLAIN.claim(offer, NOW_MS)
+
+
 def test_a_record_is_read_consistently() -> None:
     assert PLAIN.get("fn#1") == {"Key": {"id": {"S": "fn#1"}}, "ConsistentRead": True}
 
@@ -657,8 +688,13 @@ EVERY_REQUEST = [
     for name, layout in [("plain", PLAIN), ("odd-names", COMPOSITE)]
     for operation, records in {
         "claim": [
-            OFFER.replace(generation=(supersedes or 0) + 1, supersedes=supersedes, takes_over_orphans=takes_over)
-            for supersedes, takes_over in product([None, 0, 1, 7], [True, False])
+            OFFER.replace(
+                generation=(supersedes or 0) + 1,
+                supersedes=supersedes,
+                takes_over_orphans=takes_over,
+                fresh_until_ms=fresh_until_ms,
+            )
+            for supersedes, takes_over, fresh_until_ms in product([None, 0, 1, 7], [True, False], [None, NOW_MS - 1])
         ],
         "complete": [
             DONE.replace(owner_token=token, payload_hash=payload_hash, result_kept=kept)

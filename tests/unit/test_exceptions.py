@@ -24,9 +24,11 @@ from persistence.exceptions import (
     IdempotencyPersistenceConfigError,
     IdempotencyPersistenceConnectionError,
     IdempotencyPersistenceLayerError,
+    IdempotencyRequestTooOldError,
     IdempotencyResultNotKeptError,
     IdempotencyTransactionCanceledError,
     IdempotencyUnreachableError,
+    IdempotencyValidationError,
 )
 from persistence.transaction import CancellationReason
 
@@ -51,6 +53,7 @@ OWN: dict[type[BaseError], tuple[type[BaseError], ...]] = {
     IdempotencyResultNotKeptError: (IdempotencyPersistenceLayerError,),
     IdempotencyTransactionCanceledError: (IdempotencyPersistenceLayerError,),
     IdempotencyOrphanedError: (IdempotencyAlreadyInProgressError,),
+    IdempotencyRequestTooOldError: (IdempotencyValidationError,),
     IdempotencyUnreachableError: (IdempotencyPersistenceConnectionError, IdempotencyPersistenceConfigError),
 }
 EVERY_ERROR: list[type[BaseError]] = [BaseError, *(getattr(exceptions, name) for name in POWERTOOLS_NAMES), *OWN]
@@ -68,7 +71,7 @@ def test_each_of_the_thirteen_known_errors_is_a_direct_child_of_the_root(name: s
     assert getattr(exceptions, name).__bases__ == (BaseError,)
 
 
-def test_there_are_thirteen_known_errors_and_six_of_our_own() -> None:
+def test_there_are_thirteen_known_errors_and_seven_of_our_own() -> None:
     defined = {
         name for name, value in vars(exceptions).items() if isinstance(value, type) and value.__module__ == exceptions.__name__
     }

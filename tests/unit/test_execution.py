@@ -53,6 +53,7 @@ from persistence.exceptions import (
     IdempotencyLeaseLostError,
     IdempotencyOrphanedError,
     IdempotencyPersistenceLayerError,
+    IdempotencyRequestTooOldError,
     IdempotencyResultNotKeptError,
     IdempotencyTransactionCanceledError,
     IdempotencyValidationError,
@@ -85,6 +86,8 @@ PLAN = Plan(
     is_observed=False,
 )
 OBSERVED = PLAN.replace(is_observed=True)
+#: Of a request that is too old.
+LATE = PLAN.replace(fresh_until_ms=NOW_MS - 1)
 
 GRANTED = DataRecord(
     "fn#1",
@@ -291,6 +294,12 @@ def test_a_claim_that_nobody_may_take_over_expires_in_years() -> None:
     assert plan.offer(None, NOW_MS).takes_over_orphans is False
 
 
+@pytest.mark.parametrize("seen", [None, RUNNING, DONE], ids=["nothing", "an orphan", "an expired result"])
+def test_an_offer_says_when_its_request_becomes_too_old(seen: DataRecord | None) -> None:
+    assert PLAN.offer(seen, NOW_MS).fresh_until_ms is None
+    assert LATE.offer(seen, NOW_MS).fresh_until_ms == NOW_MS - 1
+
+
 def test_a_result_is_replayed_for_its_time_counted_from_completion() -> None:
     record = PLAN.replace(expires_after_ms=1_500).completed(GRANTED, "[]", NOW_MS + 10_000)
 
@@ -389,6 +398,21 @@ RESUMING = PLAN.replace(resumes=True)
         # ... and only where it is configured
         (DONE.replace(payload_hash="other"), NOW_MS, PLAN, Verdict.REPLAY),
         (RUNNING.replace(payload_hash="other"), NOW_MS, PLAN, Verdict.IN_PROGRESS),
+        # a request that is too old runs only if an orphan shows that it never completed
+        (None, NOW_MS, LATE, Verdict.TOO_OLD),
+        (None, NOW_MS, PLAN.replace(fresh_until_ms=NOW_MS), Verdict.RETRY),
+        (DONE, EXPIRED_MS - 1, LATE, Verdict.REPLAY),
+        (DONE, EXPIRED_MS, LATE, Verdict.TOO_OLD),
+        (DONE, EXPIRED_MS, PLAN.replace(fresh_until_ms=EXPIRED_MS), Verdict.RETRY),
+        (DONE.replace(status="PAUSED"), EXPIRED_MS, LATE, Verdict.TOO_OLD),
+        (RUNNING, LEASE_END_MS, LATE, Verdict.IN_PROGRESS),
+        (RUNNING, LEASE_END_MS + 1, LATE, Verdict.RETRY),
+        (RUNNING, LEASE_END_MS + 1, LATE.replace(takes_over_orphans=False), Verdict.ORPHANED),
+        (RUNNING, LEASE_END_MS + 1, LATE.replace(takes_over_late=False), Verdict.TOO_OLD),
+        (RUNNING, LEASE_END_MS + 1, PLAN.replace(takes_over_late=False), Verdict.RETRY),
+        (OURS, NOW_MS, LATE, Verdict.RUN),
+        (OURS, LEASE_END_MS + 1, LATE, Verdict.RETRY),
+        (RUNNING, NOW_MS, LATE.replace(payload_hash="hash"), Verdict.PAYLOAD_MISMATCH),
     ],
 )
 def test_the_judges_table(existing: DataRecord | None, now_ms: int, plan: Plan, verdict: Verdict) -> None:
@@ -727,6 +751,85 @@ def test_an_orphan_that_nobody_may_take_over_is_refused_with_the_end_of_its_leas
     assert f"its lease ended at {ended}; it is not run again by itself (orphan_takeover=False)" in str(error)
     assert "idempotency key fn#1" in str(error)
     assert error.record is existing
+
+
+# A request that is too old
+
+
+REFUSED_AS_TOO_OLD = (
+    "The request of idempotency key fn#1 was issued longer ago than a result is kept (expires_after_seconds=3600), and it has no "
+    "result. It was not run, because it may have run before. Find out whether its effect happened; if not, send it again with a "
+    "new time of issue"
+)
+
+
+@pytest.mark.parametrize(("existing", "holder"), [(None, ""), (DONE, "request-theirs")], ids=["absent", "expired"])
+def test_a_request_that_is_too_old_is_refused_without_its_result_and_not_claimed_again(
+    existing: DataRecord | None, holder: str
+) -> None:
+    outcome = play(
+        execution(LATE.replace(is_observed=True)),
+        (Claim(None), Refused(existing, EXPIRED_MS)),
+        told(events.Refused(key="fn#1", at_ms=EXPIRED_MS, reason="request too old", holder=holder)),
+    )
+
+    assert str(rejection(outcome, IdempotencyRequestTooOldError)) == REFUSED_AS_TOO_OLD
+    outcome = play(execution(LATE), (Claim(None), Refused(existing, EXPIRED_MS)))
+    assert isinstance(rejection(outcome, IdempotencyRequestTooOldError), IdempotencyValidationError)
+
+
+def test_a_request_that_is_too_old_is_answered_by_the_result_that_is_there() -> None:
+    assert play(execution(LATE), (Claim(None), Refused(DONE, NOW_MS))) == Replayed(None, DONE)
+    rejection(play(execution(LATE), (Claim(None), Refused(RUNNING, NOW_MS))), IdempotencyAlreadyInProgressError)
+
+
+def test_a_request_that_is_too_old_takes_an_orphan_over() -> None:
+    outcome = play(
+        execution(LATE),
+        (Claim(None), Refused(RUNNING, LEASE_END_MS + 1)),
+        (Claim(RUNNING), Granted(GRANTED, NOW_MS)),
+        (Run(GRANTED), RETURNED),
+        (Complete(COMPLETED), STORED),
+    )
+
+    assert outcome == Executed("value", COMPLETED)
+
+
+@pytest.mark.parametrize("found", [None, DONE], ids=["vanished", "completed and expired"])
+def test_a_request_that_is_too_old_is_refused_if_the_orphan_is_no_longer_there(found: DataRecord | None) -> None:
+    outcome = play(
+        execution(LATE), (Claim(None), Refused(RUNNING, LEASE_END_MS + 1)), (Claim(RUNNING), Refused(found, EXPIRED_MS))
+    )
+
+    rejection(outcome, IdempotencyRequestTooOldError)
+
+
+def test_a_request_that_becomes_too_old_while_it_waits_is_refused_once_the_key_is_free() -> None:
+    waiting = PLAN.replace(wait_until_ms=NOW_MS + 20_000, fresh_until_ms=NOW_MS + 10_000)
+    outcome = play(
+        execution(waiting),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        (Wait(0, 20_000), None),
+        (Fetch(), Found(RUNNING, NOW_MS + 9_000)),
+        (Wait(1, 11_000), None),
+        (Fetch(), Found(None, NOW_MS + 10_001)),
+    )
+
+    rejection(outcome, IdempotencyRequestTooOldError)
+
+
+def test_a_result_that_this_process_remembers_is_replayed_to_a_request_that_is_too_old() -> None:
+    assert play(execution(LATE, Refused(DONE, NOW_MS, from_cache=True))) == Replayed(None, DONE)
+
+
+@pytest.mark.parametrize("stored", [None, DONE.replace(expiry_timestamp=2 * EXPIRY_S, generation=5)], ids=["gone", "a later one"])
+def test_a_remembered_result_that_has_expired_does_not_decide_for_the_store(stored: DataRecord | None) -> None:
+    outcome = play(execution(LATE, Refused(DONE, EXPIRED_MS, from_cache=True)), (Claim(DONE), Refused(stored, EXPIRED_MS)))
+
+    if stored is None:
+        rejection(outcome, IdempotencyRequestTooOldError)
+    else:
+        assert outcome == Replayed(None, stored)
 
 
 # Claiming again
@@ -1469,8 +1572,42 @@ class SuspendExecution(BaseException):
 EXITS: list[BaseException] = [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
 
 
+def named(error: BaseException) -> str:
+    return str(error) if isinstance(error, BaseExceptionGroup) else repr(error)
+
+
+class Group(BaseExceptionGroup[BaseException]):
+    """A group of its own kind, which is no `Exception` although it may hold nothing else."""
+
+
+def nested(error: BaseException, depth: int) -> BaseException:
+    for _ in range(depth):
+        error = BaseExceptionGroup("nested", [ValueError(), error])
+    return error
+
+
+#: What counts as an exit, or as a failure, because of what is in it.
+GROUPS: list[BaseException] = [
+    *(BaseExceptionGroup("one", [error]) for error in EXITS),
+    *(BaseExceptionGroup("mixed", [SuspendExecution(), ValueError(), error]) for error in EXITS),
+    nested(KeyboardInterrupt(), 3),
+    nested(SystemExit(), 5_000),
+    BaseExceptionGroup("suspended inside", [KeyboardInterrupt(), BaseExceptionGroup("inner", [SuspendExecution()])]),
+    ExceptionGroup("failures", [ValueError()]),
+    Group("failures", [ValueError(), ExceptionGroup("inner", [KeyError()])]),
+]
+#: What counts as a suspension.
+SUSPENSIONS: list[BaseException] = [
+    SuspendExecution(),
+    BaseException(),
+    BaseExceptionGroup("one", [SuspendExecution()]),
+    BaseExceptionGroup("with a failure", [ValueError(), SuspendExecution()]),
+    nested(SuspendExecution(), 5_000),
+]
+
+
 @pytest.mark.parametrize(
-    "error", [ValueError("x"), StopIteration("x"), IdempotencyInconsistentStateError("nested"), *EXITS], ids=repr
+    "error", [ValueError("x"), StopIteration("x"), IdempotencyInconsistentStateError("nested"), *EXITS, *GROUPS], ids=named
 )
 def test_a_failed_or_interrupted_function_frees_its_key_and_its_error_is_the_callers(error: BaseException) -> None:
     outcome = play(
@@ -1486,7 +1623,7 @@ def test_a_failed_or_interrupted_function_frees_its_key_and_its_error_is_the_cal
     assert not hasattr(error, "__notes__")
 
 
-@pytest.mark.parametrize("error", [SuspendExecution(), BaseException(), BaseExceptionGroup("g", [SystemExit()])], ids=repr)
+@pytest.mark.parametrize("error", SUSPENSIONS, ids=named)
 def test_a_suspended_function_keeps_its_claim(error: BaseException) -> None:
     outcome = play(
         execution(OBSERVED),

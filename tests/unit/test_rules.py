@@ -14,6 +14,7 @@ from persistence.rules import (
     is_held_by,
     is_in_progress,
     is_orphaned,
+    is_too_old,
     is_waste,
     may_complete,
     may_release,
@@ -126,6 +127,28 @@ def test_an_orphan_is_claimable_and_a_live_lease_is_not_whatever_the_expiry_says
 @pytest.mark.parametrize("record", [in_progress(), in_progress(None), in_progress(0, 0)])
 def test_no_orphan_is_claimable_where_takeovers_are_forbidden(record: DataRecord) -> None:
     assert not is_claimable(record, FAR_FUTURE_MS, takes_over_orphans=False)
+
+
+@pytest.mark.parametrize(
+    ("fresh_until_ms", "now_ms", "expected"), [(None, FAR_FUTURE_MS, False), (5, 4, False), (5, 5, False), (5, 6, True)]
+)
+def test_a_request_is_too_old_after_its_last_fresh_millisecond(fresh_until_ms: int | None, now_ms: int, expected: bool) -> None:
+    assert is_too_old(fresh_until_ms, now_ms) is expected
+
+
+@pytest.mark.parametrize(("fresh_until_ms", "expected"), [(FAR_FUTURE_MS, True), (FAR_FUTURE_MS - 1, False)])
+@pytest.mark.parametrize("record", [None, completed(), DataRecord("k", "PAUSED", EXPIRY_S, LEASE_END_MS)])
+def test_a_request_that_is_too_old_may_not_have_a_key_that_its_own_run_may_have_left(
+    record: DataRecord | None, fresh_until_ms: int, expected: bool
+) -> None:
+    assert is_claimable(record, FAR_FUTURE_MS, fresh_until_ms=fresh_until_ms) is expected
+
+
+@pytest.mark.parametrize("takes_over_orphans", [True, False])
+@pytest.mark.parametrize("record", [in_progress(), in_progress(None), in_progress(0, 0)])
+def test_a_request_that_is_too_old_may_have_an_orphans_key_as_any_other(record: DataRecord, takes_over_orphans: bool) -> None:
+    assert is_claimable(record, FAR_FUTURE_MS, takes_over_orphans=takes_over_orphans, fresh_until_ms=0) is takes_over_orphans
+    assert not is_claimable(in_progress(), LEASE_END_MS, fresh_until_ms=0)
 
 
 def test_a_record_with_a_status_of_another_library_is_claimable_once_it_has_expired() -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from contextvars import copy_context
+from typing import TYPE_CHECKING
 
 import pytest
-from doubles import FakeClock
 
-from persistence.background import Heartbeat, Lease
+from persistence.background import Lease
 from persistence.scope import CallScope, call_deadline_ms, has_ended_here, innermost_scope
+
+if TYPE_CHECKING:
+    from doubles import FakeClock
+
+    from persistence.background import Heartbeat
 
 
 def entered(deadline_ms: int | None = None) -> CallScope:

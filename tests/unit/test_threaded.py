@@ -433,7 +433,10 @@ def test_a_release_in_the_background_starts_no_thread(monkeypatch: pytest.Monkey
     store = ThreadedPersistenceLayer(Recording())
     monkeypatch.setattr(background, "_new_thread", unstartable)
 
-    store.release_unawaited(OFFER, asyncio.new_event_loop())
+    async def story() -> None:
+        store.release_unawaited(OFFER, asyncio.get_running_loop())
+
+    asyncio.run(story())
 
     assert not background.call_workers(store.store).is_idle
 
