@@ -52,6 +52,8 @@ READ_TIMEOUT: Final = 2
 #: Connections cost nothing until they are used; fewer than there are threads cost a TLS handshake per call.
 MAX_POOL_CONNECTIONS: Final = 50
 
+#: DynamoDB's name in botocore.
+SERVICE: Final = "dynamodb"
 #: Names this library to AWS Support and in the user's own CloudTrail.
 USER_AGENT: Final = "lambda-idempotency"
 
@@ -265,7 +267,7 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
             if config.user_agent_extra != USER_AGENT:
                 config = config.merge(Config(user_agent_extra=f"{config.user_agent_extra} {USER_AGENT}"))
         place = {} if region is None else {"region_name": region}
-        client: DynamoDBClient = self._client_maker()("dynamodb", config=config, **place)
+        client: DynamoDBClient = self._client_maker()(SERVICE, config=config, **place)
         return client
 
     def _client_maker(self) -> Callable[..., Any]:
@@ -573,12 +575,24 @@ def _prepare(client: object) -> None:
 @cache
 def _botocore_session() -> Any:
     """Where nobody has imported boto3: it would add a tenth to a cold start, and nothing to a client."""
+    from copy import copy
+
     from botocore.session import get_session
 
     session = get_session()
+    loader = session.get_component("data_loader")
+    load = loader.load_service_model
     # Before botocore loads the model of a service, it looks for all services, in 400 folders, twice: a tenth of a cold start.
+    # DynamoDB needs no search.  The services that give credentials are searched for as always.
     # https://docs.aws.amazon.com/botocore/latest/reference/loaders.html
-    session.get_component("data_loader").list_available_services = lambda _type_name: ["dynamodb"]
+    without_search = copy(loader)
+    without_search.list_available_services = lambda _type_name: [SERVICE]
+
+    def load_service_model(service_name: str, *args: Any, **kwargs: Any) -> Any:
+        chosen = without_search.load_service_model if service_name == SERVICE else load
+        return chosen(service_name, *args, **kwargs)
+
+    loader.load_service_model = load_service_model
     return session
 
 
