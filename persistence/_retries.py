@@ -7,11 +7,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from persistence._lean_errors import LostAnswerError, NotSentError
+from persistence._procedures import Pause, Request
 from persistence._schedule import Schedule
 from persistence.notices import Throttling, call_notices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from persistence._procedures import Procedure
 
 #: The server's wish, in milliseconds; botocore's standard mode obeys the same header.
 RETRY_AFTER: Final = "x-amz-retry-after"
@@ -193,61 +196,73 @@ def retry_after_ms(error: Exception) -> int:
         return 0
 
 
-class Retries:
-    """Sends one request until it is answered for good, or until time is up.
+def asking(operation: Callable[..., Any], request: dict[str, Any]) -> Any:
+    """The client's answer to one request.
+
+    The error that says that the request's condition did not hold is returned: it is what every duplicate gets, and raising it
+    through each frame would cost as much as the rest of this.
+    """
+    try:
+        return operation(**request)
+    except Exception as error:
+        if is_refusal(error):
+            return error.with_traceback(None)  # whose frames would keep the caller's, and it the error
+        raise
+
+
+def sending(operation: Callable[..., Any], request: dict[str, Any]) -> Any:
+    """As `asking`, with a client that may be boto3's: it is to try once, see `_sdk`.  Call it in the thread that sends."""
+    token = is_sending.set(True)
+    try:
+        return asking(operation, request)
+    finally:
+        is_sending.reset(token)
+
+
+class Retries(Request):
+    """Has one request sent until it is answered for good, or until time is up.  It is itself the request that is asked for.
 
     Time is up *at_most_ms* after the first failure (None: no such limit), and just before *deadline_ms* (None: no deadline).  No
-    request but the first is sent after that, and no sleep reaches beyond it.  A server's wish for a pause is obeyed within that
+    request but the first is sent after that, and no pause reaches beyond it.  A server's wish for a pause is obeyed within that
     time.
 
     Attributes:
         outcome_unknown: Whether any request so far may have been applied without our knowing.
     """
 
-    __slots__ = ("_at_most_ms", "_clock_ms", "_deadline_ms", "_sleep_ms", "outcome_unknown")
+    __slots__ = ("_at_most_ms", "_begun_ms", "_clock_ms", "outcome_unknown")
 
     def __init__(
-        self,
-        clock_ms: Callable[[], int],
-        sleep_ms: Callable[[float], None],
-        at_most_ms: int | None,
-        deadline_ms: int | None = None,
+        self, clock_ms: Callable[[], int], at_most_ms: int | None, deadline_ms: int | None = None, now_ms: int | None = None
     ) -> None:
+        self.deadline_ms = deadline_ms
         self._clock_ms = clock_ms
-        self._sleep_ms = sleep_ms
         self._at_most_ms = at_most_ms
-        self._deadline_ms = deadline_ms
+        # Before the first request, during which the clock may be set back.
+        self._begun_ms = clock_ms() if now_ms is None and deadline_ms is not None else now_ms or 0
         self.outcome_unknown = False
 
-    def call(self, operation: Callable[..., Any], /, **request: Any) -> Any:
-        """As `send`."""
-        return self.send(operation, request)
-
-    def send(self, operation: Callable[..., Any], request: dict[str, Any]) -> Any:
-        """The answer to the request.  Raises its last error, at once if that is an answer and not a trouble of the moment."""
-        answer, refusal = self.outcome(operation, request)
-        if refusal is None:
+    def answer(self, call: Callable[..., Any], *arguments: Any) -> Procedure[Any]:
+        """What `call(*arguments)` answers.  Raises its last error, at once if that is no trouble of the moment."""
+        answer = yield from self.outcome(call, *arguments)
+        if not isinstance(answer, Exception):
             return answer
         try:
-            raise refusal
+            raise answer
         finally:
-            del refusal  # it refers to this frame
+            del answer  # it refers to this frame
 
-    def outcome(self, operation: Callable[..., Any], request: dict[str, Any]) -> tuple[Any, Any]:
-        """As `send`, but the error that says that the request's condition did not hold is returned: (answer, that error).
-
-        It is what every duplicate gets, and raising it through each frame would cost as much as the rest of this.
-        """
+    def outcome(self, call: Callable[..., Any], *arguments: Any) -> Procedure[Any]:
+        """As `answer`, but the error that says that the request's condition did not hold is returned, as by `asking`."""
+        self.call = call
+        self.arguments = arguments
         schedule: Schedule | None = None
         throttles: list[Exception] = []
-        token = is_sending.set(True)
         try:
             while True:
                 try:
-                    return operation(**request), None
+                    return (yield self)
                 except Exception as error:
-                    if is_refusal(error):  # first, because duplicates are the most common failure by far
-                        return None, error.with_traceback(None)  # whose frames would keep the caller's, and it the error
                     unknown = is_unknown(error)
                     self.outcome_unknown = self.outcome_unknown or unknown or hides_tries(error)
                     if not (unknown or is_busy(error) or is_unsent(error)):
@@ -256,15 +271,15 @@ class Retries:
                         throttles.append(error)
                     now_ms = self._clock_ms()
                     if schedule is None:
-                        schedule = Schedule(now_ms, at_most_ms=self._at_most_ms, deadline_ms=self._deadline_ms)
+                        begun_ms = max(now_ms, self._begun_ms)
+                        schedule = Schedule(begun_ms, at_most_ms=self._at_most_ms, deadline_ms=self.deadline_ms)
                     pause_ms = schedule.pause_ms(now_ms, retry_after_ms(error))
                     if pause_ms is None:
                         if is_unreadable(error):
                             raise UnreadableAnswerError(f"The answer, of HTTP status {error_code(error)}, was cut off") from None
                         raise
-                self._sleep_ms(pause_ms)
+                yield Pause(pause_ms)
         finally:
-            is_sending.reset(token)
             if throttles:
                 _tell_of(throttles)
                 throttles.clear()  # each refers to this frame, and the frame to them

@@ -99,6 +99,9 @@ class LeanClient:
         IdempotencyPersistenceConfigError: this client cannot do what the settings ask for.
     """
 
+    #: Each call is one request, whoever calls.
+    tries_once: Final = True
+
     def __init__(
         self,
         region_name: str | None = None,

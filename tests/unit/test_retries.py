@@ -7,7 +7,7 @@ import random
 import sys
 from contextlib import suppress
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore import exceptions as sdk
@@ -15,6 +15,7 @@ from botocore.parsers import ResponseParserError
 from doubles import START_MS, FakeClock
 
 from persistence._lean_errors import LostAnswerError, NotSentError
+from persistence._procedures import run
 from persistence._retries import (
     BUSY,
     THROTTLED,
@@ -33,10 +34,14 @@ from persistence._retries import (
     is_unsent,
     refusing_item,
     retry_after_ms,
+    sending,
     throttling_reasons,
 )
 from persistence._schedule import BASE_MS, CAP_MS, LEAST_MS, RESERVE_MS, WISH_CAP_MS
 from persistence.notices import Throttling, call_notices
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def answered(code: str, status: int = 400, retries: int = 0) -> sdk.ClientError:
@@ -141,8 +146,21 @@ def sender(*outcomes: object) -> Any:
     return send
 
 
-def retrying(clock: FakeClock, at_most_ms: int | None = 60_000, deadline_ms: int | None = None) -> Retries:
-    return Retries(clock, clock.sleep_ms, at_most_ms=at_most_ms, deadline_ms=deadline_ms)
+class Retrying(Retries):
+    """Carried out in this thread, as by a sync store."""
+
+    def __init__(
+        self, clock: FakeClock, sleep_ms: Callable[[float], object], at_most_ms: int | None, deadline_ms: int | None
+    ) -> None:
+        super().__init__(clock, at_most_ms, deadline_ms)
+        self.sleep_ms = sleep_ms
+
+    def call(self, operation: Callable[..., Any], **request: Any) -> Any:
+        return run(self.answer(sending, operation, request), self.sleep_ms)
+
+
+def retrying(clock: FakeClock, at_most_ms: int | None = 60_000, deadline_ms: int | None = None) -> Retrying:
+    return Retrying(clock, clock.sleep_ms, at_most_ms, deadline_ms)
 
 
 @pytest.fixture(autouse=True)
@@ -658,7 +676,7 @@ def test_an_interruption_after_a_throttle_tells_of_the_throttle(clock: FakeClock
     def interrupted(ms: float) -> None:
         raise KeyboardInterrupt
 
-    retries = Retries(clock, interrupted, at_most_ms=1_000)
+    retries = Retrying(clock, interrupted, 1_000, None)
     with pytest.raises(KeyboardInterrupt):
         retries.call(sender(throttled(HOT)))
 
@@ -846,8 +864,7 @@ def test_a_refusal_is_returned_without_the_frames_that_would_keep_it(clock: Fake
     def refused(**_: Any) -> None:
         raise sdk.ClientError({"Error": {"Code": "ConditionalCheckFailedException"}, "Item": {"id": {"S": "k"}}}, "PutItem")
 
-    answer, refusal = Retries(clock, clock.sleep_ms, at_most_ms=1_000).outcome(refused, {"TableName": "t"})
+    refusal = run(Retries(clock, 1_000).outcome(sending, refused, {"TableName": "t"}), clock.sleep_ms)
 
-    assert answer is None
     assert refusal.response["Item"] == {"id": {"S": "k"}}
     assert refusal.__traceback__ is None
