@@ -34,6 +34,7 @@ from idempotency.execution import (
     Reply,
     Returned,
     Run,
+    Slept,
     Unanswered,
     Uncommitted,
     Unloadable,
@@ -235,7 +236,9 @@ class _Performer(_Watched):
                 case Notify(event):
                     notify(self.call.observers, event)
                 case Wait(tries, at_most_ms):
-                    self.store.sleep_ms(pause_ms(tries, at_most_ms))
+                    slept = Slept(pause_ms(tries, at_most_ms))
+                    self.store.sleep_ms(slept.ms)
+                    return slept
                 case Fetch() | Load():
                     return self._read(effect)
                 case _:
@@ -327,7 +330,9 @@ class _AsyncPerformer(_Watched):
                 case Notify(event):
                     notify(self.call.observers, event)
                 case Wait(tries, at_most_ms):
-                    await self.store.sleep_ms(pause_ms(tries, at_most_ms))
+                    slept = Slept(pause_ms(tries, at_most_ms))
+                    await self.store.sleep_ms(slept.ms)
+                    return slept
                 case Fetch() | Load():
                     return await self._read(effect)
                 case _:

@@ -517,6 +517,39 @@ def test_the_time_that_each_request_itself_takes_counts(clock: FakeClock) -> Non
     assert seconds_spent(None, clock.now_ms + 2_000) == 2
 
 
+@pytest.mark.parametrize("deadline_ms", [None, START_MS + 5_000])
+def test_a_clock_that_stands_still_does_not_make_the_tries_endless(deadline_ms: int | None, clock: FakeClock) -> None:
+    """As a test's own clock does, frozen by freezegun or time-machine."""
+    slept_ms: list[float] = []
+
+    with pytest.raises(sdk.ClientError):
+        Retrying(clock, slept_ms.append, None if deadline_ms else 5_000, deadline_ms).call(sender(throttled(HOT)))
+
+    assert 4_800 < sum(slept_ms) < 5_100
+
+
+@pytest.mark.parametrize("when", ["before the first answer", "in a pause", "at each answer"])
+@pytest.mark.parametrize("deadline_ms", [None, START_MS + 5_000])
+def test_a_clock_that_is_set_back_prolongs_no_tries(deadline_ms: int | None, when: str, clock: FakeClock) -> None:
+    slept_ms: list[float] = []
+
+    def send() -> None:
+        if when == "at each answer" or (when == "before the first answer" and not slept_ms):
+            clock.advance(seconds=-3_600)
+        raise throttled(HOT)
+
+    def sleep_ms(ms: float) -> None:
+        if when == "in a pause" and not slept_ms:
+            clock.advance(seconds=-3_600)
+        clock.sleep_ms(ms)
+        slept_ms.append(ms)
+
+    with pytest.raises(sdk.ClientError):
+        Retrying(clock, sleep_ms, None if deadline_ms else 5_000, deadline_ms).call(send)
+
+    assert 4_700 < sum(slept_ms) < 5_100
+
+
 def test_the_last_error_is_the_one_that_is_raised(clock: FakeClock) -> None:
     last = answered("AccessDeniedException")
 
