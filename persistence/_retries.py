@@ -6,7 +6,7 @@ import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from persistence._lean_errors import LostAnswerError, NotSentError
+from persistence._lean_errors import CredentialsError, LostAnswerError, NotSentError
 from persistence._procedures import Pause, Request
 from persistence._schedule import Schedule
 from persistence.notices import Throttling, call_notices
@@ -50,6 +50,11 @@ THROTTLED_ACTION: Final = frozenset({"ProvisionedThroughputExceeded", "Throttlin
 BUSY_ACTION: Final = THROTTLED_ACTION | {"TransactionConflict"}
 #: The condition of the request did not hold: every duplicate's answer.
 REFUSED: Final = "ConditionalCheckFailedException"
+#: Where botocore asks for credentials: a request was not signed yet if its error comes from there.
+SOURCES: Final = frozenset({"botocore.credentials", "botocore.tokens"})
+#: AWS's security token service could not reach the provider of a web identity.
+#: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html
+IDENTITY_UNREACHABLE: Final = "IDPCommunicationError"
 #: Answers after which nobody knows whether the request was applied, besides any of HTTP status 5xx.
 UNKNOWN: Final = frozenset(
     {
@@ -141,6 +146,40 @@ def is_unsent(error: Exception) -> bool:
     return sdk is not None and isinstance(error, (sdk.ConnectTimeoutError, sdk.EndpointConnectionError, sdk.ProxyConnectionError))
 
 
+def is_unsigned(error: Exception) -> bool:
+    """Whether there were no credentials to sign the request with, so that nothing was sent.
+
+    Their source may raise anything, an answer of another service included, so what counts is where the error comes from.
+    """
+    if isinstance(error, CredentialsError):
+        return True
+    sdk = sys.modules.get("botocore.exceptions")
+    if sdk is None:
+        return False
+    if isinstance(error, (sdk.NoCredentialsError, sdk.CredentialRetrievalError)):
+        return True
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") in SOURCES:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def may_be_signed(error: Exception) -> bool:
+    """Whether the source of the credentials, which has failed, is known to fail now and then.
+
+    Not where nothing is configured, or where it refuses: that needs a person.
+    """
+    reason = error.__cause__ if isinstance(error, CredentialsError) else error
+    sdk = sys.modules.get("botocore.exceptions")
+    if sdk is None or not isinstance(reason, Exception):
+        return False
+    if isinstance(reason, (sdk.CredentialRetrievalError, sdk.MetadataRetrievalError, sdk.TokenRetrievalError)):
+        return True
+    return is_unsent(reason) or is_busy(reason) or is_unknown(reason) or error_code(reason) == IDENTITY_UNREACHABLE
+
+
 def is_unknown(error: Exception) -> bool:
     """Whether the request may have been applied although an error came back, or nothing did."""
     if isinstance(getattr(error, "response", None), dict):
@@ -226,16 +265,25 @@ class Retries(Request):
     request but the first is sent after that, and no pause reaches beyond it.  A server's wish for a pause is obeyed within that
     time.
 
+    Credentials that cannot be had at the moment are such a trouble, and after the function *has_run*, credentials that cannot be
+    had at all are, too: as long as its caller waits, nothing is better than to try on.
+
     Attributes:
         outcome_unknown: Whether any request so far may have been applied without our knowing.
     """
 
-    __slots__ = ("_at_most_ms", "_begun_ms", "_clock_ms", "outcome_unknown")
+    __slots__ = ("_at_most_ms", "_begun_ms", "_clock_ms", "_has_run", "outcome_unknown")
 
     def __init__(
-        self, clock_ms: Callable[[], int], at_most_ms: int | None, deadline_ms: int | None = None, now_ms: int | None = None
+        self,
+        clock_ms: Callable[[], int],
+        at_most_ms: int | None,
+        deadline_ms: int | None = None,
+        now_ms: int | None = None,
+        has_run: bool = False,
     ) -> None:
         self.deadline_ms = deadline_ms
+        self._has_run = has_run
         self._clock_ms = clock_ms
         self._at_most_ms = at_most_ms
         # Before the first request, during which the clock may be set back.
@@ -263,13 +311,13 @@ class Retries(Request):
                 try:
                     return (yield self)
                 except Exception as error:
-                    unknown = is_unknown(error)
-                    self.outcome_unknown = self.outcome_unknown or unknown or hides_tries(error)
-                    if not (unknown or is_busy(error) or is_unsent(error)):
+                    unsigned = is_unsigned(error)
+                    is_passing = (self._has_run or may_be_signed(error)) if unsigned else self._is_passing(error)
+                    if not is_passing:
                         raise
-                    if is_throttle(error):
-                        throttles.append(error)
                     now_ms = self._clock_ms()
+                    if not unsigned and is_throttle(error):
+                        throttles.append(error)
                     if schedule is None:
                         begun_ms = max(now_ms, self._begun_ms)
                         schedule = Schedule(begun_ms, at_most_ms=self._at_most_ms, deadline_ms=self.deadline_ms)
@@ -283,6 +331,12 @@ class Retries(Request):
             if throttles:
                 _tell_of(throttles)
                 throttles.clear()  # each refers to this frame, and the frame to them
+
+    def _is_passing(self, error: Exception) -> bool:
+        """Whether the request may be answered when it is sent again; remembers whether it may have been applied."""
+        unknown = is_unknown(error)
+        self.outcome_unknown = self.outcome_unknown or unknown or hides_tries(error)
+        return unknown or is_busy(error) or is_unsent(error)
 
 
 def _tell_of(throttles: list[Exception]) -> None:

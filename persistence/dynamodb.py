@@ -381,7 +381,8 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         if not self._results.fits(record):
             record = yield from self._results.packing(record, self._uploading(record))
         # The effect has happened: as long as the holder may live, nothing is better than storing its result.
-        retries = self._retries(record, COMPLETE_RETRY_MS if record.deadline_ms is None else None)
+        at_most_ms = COMPLETE_RETRY_MS if record.deadline_ms is None else None
+        retries = Retries(self.clock_ms, at_most_ms, record.deadline_ms, has_run=True)
         try:
             answer = yield from retries.outcome(self._send, record.key, "update_item", self._items.complete(record))
         except Exception as error:
@@ -450,7 +451,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         raise _fenced(record, existing) from answer
 
     def _deleting(self, data_record: DataRecord) -> Procedure[None]:
-        retries = self._retries(data_record, RELEASE_RETRY_MS)
+        retries = Retries(self.clock_ms, RELEASE_RETRY_MS, data_record.deadline_ms)
         request = self._items.release(data_record)
         answer = yield from retries.outcome(self._send, data_record.key, "delete_item", request)
         # Refused without an item, it is gone already: deleted by an earlier try whose answer was lost, or by the table's TTL.
@@ -486,6 +487,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             self.clock_ms,
             COMPLETE_RETRY_MS if deadline_ms is None else None,
             None if deadline_ms is None else deadline_ms - COMMIT_RESERVE_MS,
+            has_run=True,
         )
         try:
             yield from retries.answer(self._send_all, transaction.idempotency_key, request)
@@ -542,11 +544,8 @@ class DynamoDBPersistenceLayer(DrivenLayer):
     def _uploading(self, record: DataRecord) -> Retries:
         """How long a large result is uploaded: there must be time left to complete the record."""
         if record.deadline_ms is None:
-            return Retries(self.clock_ms, UPLOAD_RETRY_MS)
-        return Retries(self.clock_ms, None, record.deadline_ms - UPLOAD_RESERVE_MS)
-
-    def _retries(self, record: DataRecord, at_most_ms: int | None) -> Retries:
-        return Retries(self.clock_ms, at_most_ms, record.deadline_ms)
+            return Retries(self.clock_ms, UPLOAD_RETRY_MS, has_run=True)
+        return Retries(self.clock_ms, None, record.deadline_ms - UPLOAD_RESERVE_MS, has_run=True)
 
     def _explain(self, error: Exception) -> str:
         reasons = throttling_reasons(error)
