@@ -37,6 +37,7 @@ from idempotency.execution import (
     Reply,
     Returned,
     Run,
+    Slept,
     Unanswered,
     Uncommitted,
     Unloadable,
@@ -293,7 +294,9 @@ class _Performer(_PerformerBase):
                 case Notify(event):
                     notify(self.call.observers, event)
                 case Wait(tries, at_most_ms):
-                    self.store.sleep_ms(pause_ms(tries, at_most_ms))
+                    slept = Slept(pause_ms(tries, at_most_ms))
+                    self.store.sleep_ms(slept.ms)
+                    return slept
                 case Fetch() | Load():
                     return self._read(effect)
                 case _:
@@ -418,7 +421,9 @@ class _AsyncPerformer(_PerformerBase):
                 case Notify(event):
                     notify(self.call.observers, event)
                 case Wait(tries, at_most_ms):
-                    await self.store.sleep_ms(pause_ms(tries, at_most_ms))
+                    slept = Slept(pause_ms(tries, at_most_ms))
+                    await self.store.sleep_ms(slept.ms)
+                    return slept
                 case Fetch() | Load():
                     return await self._read(effect)
                 case _:

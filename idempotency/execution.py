@@ -126,6 +126,7 @@ class Plan(Value):
         deadline_ms: When the caller is stopped; None if unknown.
         expires_after_ms: How long the result is replayed.
         wait_until_ms: Until when another attempt's result is waited for; None to reject at once.
+        wait_ms: How long the pauses of that may be together, because a clock may stand still, or be set back; None as above.
         takes_over_orphans: Whether an orphan may be run again.
         resumes: Whether an INPROGRESS record, whoever wrote it, is this very execution's (a durable execution's replay).
         holder: Request id of the invocation, "" if unknown.
@@ -148,6 +149,7 @@ class Plan(Value):
         "deadline_ms",
         "expires_after_ms",
         "wait_until_ms",
+        "wait_ms",
         "takes_over_orphans",
         "resumes",
         "holder",
@@ -170,6 +172,7 @@ class Plan(Value):
         deadline_ms: int | None,
         expires_after_ms: int,
         wait_until_ms: int | None,
+        wait_ms: int | None,
         takes_over_orphans: bool,
         resumes: bool,
         holder: str,
@@ -189,6 +192,7 @@ class Plan(Value):
         self.deadline_ms = deadline_ms
         self.expires_after_ms = expires_after_ms
         self.wait_until_ms = wait_until_ms
+        self.wait_ms = wait_ms
         self.takes_over_orphans = takes_over_orphans
         self.resumes = resumes
         self.holder = holder
@@ -493,6 +497,15 @@ class Unloadable(Value):
         self.error = error
 
 
+class Slept(Value):
+    """To `Wait`: the pause, as long as it was to be."""
+
+    __slots__ = __match_args__ = ("ms",)
+
+    def __init__(self, ms: float) -> None:
+        self.ms = ms
+
+
 Reply: TypeAlias = (
     Granted
     | Refused
@@ -506,6 +519,7 @@ Reply: TypeAlias = (
     | Found
     | Loaded
     | Unloadable
+    | Slept
     | None
 )
 
@@ -704,7 +718,7 @@ def usual(plan: Plan, performer: Performer, cached: Refused | None = None) -> Ou
 
 def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]:  # noqa: C901 - one loop, in one place
     """Claim the key, waiting for another attempt if that is configured.  Returns the granted record, or how the call ends."""
-    claims = now_ms = 0
+    claims = now_ms = slept_ms = 0
     supersedes: DataRecord | None = None
     while True:
         if refused is None:
@@ -731,8 +745,8 @@ def _claimed(plan: Plan, refused: Refused | None) -> Steps[DataRecord | Outcome]
             if not isinstance(granted, Refused):
                 return granted
             refused = granted
-        elif verdict is Verdict.IN_PROGRESS and plan.wait_until_ms is not None and now_ms < plan.wait_until_ms:
-            found = yield from _waited(plan, plan.wait_until_ms, now_ms)
+        elif verdict is Verdict.IN_PROGRESS and _wait_left_ms(plan, now_ms, slept_ms) > 0:
+            found, slept_ms = yield from _waited(plan, now_ms, slept_ms)
             refused = Refused(found.existing, found.now_ms)
             claims = 0  # the other attempt ended; claiming again is no sign of a contradiction
         else:
@@ -764,19 +778,30 @@ def _recovered(plan: Plan, existing: DataRecord, now_ms: int) -> Steps[DataRecor
     return granted
 
 
-def _waited(plan: Plan, until_ms: int, start_ms: int) -> Steps[Found]:
-    """Read the record now and then, until it is no longer another attempt in progress or *until_ms* has come."""
+def _wait_left_ms(plan: Plan, now_ms: int, slept_ms: int) -> int:
+    """How long another attempt is still waited for; 0 or less if not."""
+    if plan.wait_until_ms is None or plan.wait_ms is None:
+        return 0
+    return min(plan.wait_until_ms - now_ms, plan.wait_ms - slept_ms)
+
+
+def _waited(plan: Plan, start_ms: int, slept_ms: int) -> Steps[tuple[Found, int]]:
+    """Read the record now and then, until it is no longer another attempt in progress or time is up.
+
+    Returns what was found, and how long the call has slept by then; *slept_ms* is how long it had before.
+    """
     found = Found(None, start_ms)
     tries = 0
-    while found.now_ms < until_ms:
-        yield Wait(tries, until_ms - found.now_ms)
+    while (left_ms := _wait_left_ms(plan, found.now_ms, slept_ms)) > 0:
+        slept = _expect(Slept, (yield Wait(tries, left_ms)))
+        slept_ms += int(slept.ms)
         found = _expect(Found, (yield Fetch()))
         tries += 1
         if judge(found.existing, found.now_ms, plan) is not Verdict.IN_PROGRESS:
             break
     if plan.is_observed:
         yield Notify(events.Waited(key=plan.key, at_ms=found.now_ms, waited_ms=found.now_ms - start_ms))
-    return found
+    return found, slept_ms
 
 
 def _answered(plan: Plan, existing: DataRecord, verdict: Verdict, refused: Refused) -> Steps[Outcome]:

@@ -308,6 +308,11 @@ class IdempotencyHandler:
             lease_end_ms = deadline_ms + lease_margin_ms
         elif store.supports_leases:
             lease_ms = int(config.lease_seconds * 1000)
+        wait_until_ms = wait_ms = None
+        if config.wait_for_in_progress_seconds:
+            now_ms = store.clock_ms()
+            wait_until_ms = _wait_until_ms(config, now_ms, deadline_ms)
+            wait_ms = wait_until_ms - now_ms
         plan = Plan(  # by position, because by name it takes twice as long
             f"{prefix}#{digest}",
             payload_hash,
@@ -317,7 +322,8 @@ class IdempotencyHandler:
             lease_margin_ms,
             deadline_ms,
             int(config.expires_after_seconds * 1000),
-            _wait_until_ms(config, store.clock_ms(), deadline_ms) if config.wait_for_in_progress_seconds else None,
+            wait_until_ms,
+            wait_ms,
             config.orphan_takeover,
             invocation.is_replay and not invocation.durable_arn,
             "" if invocation.context is None else invocation.holder,

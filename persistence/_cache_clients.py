@@ -19,6 +19,7 @@ from persistence._cache_errors import (
     is_unknown_script,
 )
 from persistence._cache_scripts import has_written
+from persistence._procedures import Request
 from persistence.exceptions import IdempotencyPersistenceConfigError, IdempotencyUnreachableError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from persistence._cache_scripts import Script
-    from persistence._steps import Steps
+    from persistence._procedures import Procedure
 
 Mode = Literal["standalone", "cluster"]
 
@@ -239,24 +240,26 @@ class EvalPort:
                 "min_replicas_ack is not for a cluster: its client sends WAIT to any connection"
             )
 
-    def run(self, script: Script, key: str, arguments: Sequence[str], *, is_acknowledged: bool) -> Steps[Any]:
+    def run(
+        self, script: Script, key: str, arguments: Sequence[str], *, is_acknowledged: bool, deadline_ms: int | None = None
+    ) -> Procedure[Any]:
         """The script's answer: one request if the server knows it."""
         if self._is_awaited_cluster:
             # In redis-py 8, first calls at the same time cut each other's connections; this makes them wait for the first.
-            yield self._client.initialize
+            yield Request(self._client.initialize)
         if is_acknowledged and self._min_replicas_ack:
-            return (yield from self._acknowledged(script, key, arguments))
+            return (yield from self._acknowledged(script, key, arguments, deadline_ms))
         try:
-            return (yield partial(self._client.evalsha, script.sha1, 1, key, *arguments))
+            return (yield Request(self._client.evalsha, (script.sha1, 1, key, *arguments), deadline_ms))
         except Exception as error:
             if not is_unknown_script(error):
                 raise
-        return (yield partial(self._client.eval, script.text, 1, key, *arguments))
+        return (yield Request(self._client.eval, (script.text, 1, key, *arguments), deadline_ms))
 
-    def _acknowledged(self, script: Script, key: str, arguments: Sequence[str]) -> Steps[Any]:
-        answer, replicas = yield partial(self._with_wait, "evalsha", script.sha1, key, arguments)
+    def _acknowledged(self, script: Script, key: str, arguments: Sequence[str], deadline_ms: int | None) -> Procedure[Any]:
+        answer, replicas = yield Request(self._with_wait, ("evalsha", script.sha1, key, arguments), deadline_ms)
         if isinstance(answer, Exception) and is_unknown_script(answer):
-            answer, replicas = yield partial(self._with_wait, "eval", script.text, key, arguments)
+            answer, replicas = yield Request(self._with_wait, ("eval", script.text, key, arguments), deadline_ms)
         for each in (answer, replicas):
             if isinstance(each, Exception):
                 raise each
@@ -274,13 +277,13 @@ class EvalPort:
         pipeline.execute_command("WAIT", self._min_replicas_ack, REPLICATION_MS)
         return pipeline.execute(raise_on_error=False)
 
-    def reconnect(self) -> Steps[None]:
+    def reconnect(self) -> Procedure[None]:
         """Drop the connections that are not in use: the address may lead to another server by now."""
         pool = getattr(self._client, "connection_pool", None)
         if pool is not None:
             # A blocking pool of valkey-py, or of redis-py 5, can only drop all of them; calls under way are then repeated.
             knows_use = "inuse_connections" in inspect.signature(pool.disconnect).parameters
-            yield partial(pool.disconnect, **({"inuse_connections": False} if knows_use else {}))
+            yield Request(partial(pool.disconnect, **({"inuse_connections": False} if knows_use else {})))
 
 
 class GlidePort:
@@ -292,15 +295,24 @@ class GlidePort:
         self._client = client
         self._scripts: dict[str, Any] = {}
 
-    def run(self, script: Script, key: str, arguments: Sequence[str], *, is_acknowledged: bool) -> Steps[Any]:  # noqa: ARG002
+    def run(
+        self,
+        script: Script,
+        key: str,
+        arguments: Sequence[str],
+        *,
+        is_acknowledged: bool,  # noqa: ARG002
+        deadline_ms: int | None = None,
+    ) -> Procedure[Any]:
         """The script's answer."""
         if script.sha1 not in self._scripts:
             # Of the package that the client is of, `glide` or `glide_sync`.
             package = import_module(type(self._client).__module__.partition(".")[0])
             self._scripts[script.sha1] = package.Script(script.text)
-        return (yield partial(self._client.invoke_script, self._scripts[script.sha1], keys=[key], args=[*arguments]))
+        invoking = partial(self._client.invoke_script, self._scripts[script.sha1], keys=[key], args=[*arguments])
+        return (yield Request(invoking, (), deadline_ms))
 
-    def reconnect(self) -> Steps[None]:
+    def reconnect(self) -> Procedure[None]:
         """Nothing: the client follows a failover."""
         yield from ()
 

@@ -37,6 +37,13 @@ UNOWNED: Final = "attribute_not_exists(#owner_token)"
 ALL_OLD: Final = {"ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
 
 
+class ForeignItemError(ValueError):
+    """An item is no idempotency record."""
+
+    #: Whether our own claim may be what is stored.
+    outcome_is_unknown = False
+
+
 class ItemFormat:
     """The names of a table's attributes; placeholders carry them, so reserved words and dots are fine.
 
@@ -153,7 +160,7 @@ class ItemFormat:
             for needed in self._needed:
                 _ = item[needed]["S"]
         except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"The item is no idempotency record: {type(error).__name__} at {error}") from None
+            raise ForeignItemError(f"The item is no idempotency record: {type(error).__name__} at {error}") from None
         if self.result_not_kept_attr in item:
             fields["result_kept"] = False
         return DataRecord.of(fields)

@@ -15,14 +15,16 @@ from persistence._packing import (
     is_compressed,
     zstd,
 )
-from persistence.datarecord import DataRecord, OffloadedResult
+from persistence._procedures import Work
+from persistence._retries import sending
+from persistence.datarecord import OffloadedResult
 from persistence.exceptions import IdempotencyPersistenceConfigError, IdempotencyResultNotKeptError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from persistence._packing import Compression
+    from persistence._procedures import Procedure
     from persistence._retries import Retries
+    from persistence.datarecord import DataRecord
     from persistence.offload import ResultOffload
 
 #: Of the 400 KB that an item may have; the rest is for attributes that are not the library's.
@@ -74,18 +76,20 @@ class LargeResults:
         self._at_most = max_result_bytes
         self._offload = offload
 
-    def pack(self, record: DataRecord, uploading: Callable[[DataRecord], Retries]) -> DataRecord:
-        """The completed record in a form that fits its item.  *uploading* is how long a large result may be uploaded.
+    def fits(self, record: DataRecord) -> bool:
+        """Whether the completed record fits its item as it is."""
+        text = record.response_data
+        is_small = text.isascii() and len(text) + MOST_OF_THE_REST <= self._threshold  # this library writes ASCII
+        return is_small or self._items.size(record) <= self._threshold
+
+    def packing(self, record: DataRecord, uploading: Retries) -> Procedure[DataRecord]:
+        """Bring the completed record, which does not fit, into a form that does.  *uploading* is how long it may be uploaded.
 
         Raises:
             IdempotencyResultNotKeptError: there is none.
         """
-        text = record.response_data
-        is_small = text.isascii() and len(text) + MOST_OF_THE_REST <= self._threshold  # this library writes ASCII
-        if is_small or self._items.size(record) <= self._threshold:
-            return record
         try:
-            return self._packed(record, uploading(record))
+            return (yield from self._packing(record, uploading))
         except IdempotencyResultNotKeptError:
             raise
         except Exception as error:  # memory is scarce where results are large; the effect has happened all the same
@@ -93,67 +97,89 @@ class LargeResults:
                 f"The result of idempotency key {record.key} could not be made smaller", error
             ) from error
 
-    def _packed(self, record: DataRecord, uploading: Retries) -> DataRecord:
+    def _packing(self, record: DataRecord, uploading: Retries) -> Procedure[DataRecord]:
+        body: bytes
+        smallest: DataRecord
+        body, smallest = yield Work(self._compressed, (record,))
+        size = self._items.size(smallest)
+        if size <= self._threshold:
+            return smallest
+        trouble: Exception | None = None
+        if self._offload is not None:
+            try:
+                place = yield from _uploading(self._offload, record, body, uploading)
+                return record.replace(response_data="", packed_result=place)
+            except Exception as error:  # noqa: BLE001 - a cause of the error below, unless the result fits after all
+                trouble = error
+        if size <= MAX_ITEM_BYTES:
+            return smallest
+        raise _kept_nowhere(record, len(body), trouble) from trouble
+
+    def _compressed(self, record: DataRecord) -> tuple[bytes, DataRecord]:
+        """The result as small as this store makes it, and the record with it."""
         body = record.response_data.encode()
         if len(body) > self._at_most:
             raise IdempotencyResultNotKeptError(
                 f"The result of idempotency key {record.key} has {len(body)} bytes, more than max_result_bytes={self._at_most}"
             )
-        smallest = record
-        if self._compression is not None:
-            body = compress(body, self._compression)
-            smallest = record.replace(response_data="", packed_result=body)
-        if self._items.size(smallest) <= self._threshold:
-            return smallest
-        trouble: Exception | None = None
-        if self._offload is not None:
-            try:
-                return record.replace(response_data="", packed_result=_uploaded(self._offload, record, body, uploading))
-            except Exception as error:  # noqa: BLE001 - a cause of the error below, unless the result fits after all
-                trouble = error
-        if self._items.size(smallest) <= MAX_ITEM_BYTES:
-            return smallest
-        raise _kept_nowhere(record, len(body), trouble) from trouble
+        if self._compression is None:
+            return body, record
+        body = compress(body, self._compression)
+        return body, record.replace(response_data="", packed_result=body)
 
-    def load(self, record: DataRecord, downloading: Retries) -> str:
-        """The result behind `packed_result`, as text.
+    def loading(self, record: DataRecord, downloading: Retries) -> Procedure[str]:
+        """Get the result behind `packed_result`, as text.
 
         Raises:
             IdempotencyResultNotKeptError: it is gone, or was altered.
         """
+        packed = record.packed_result
         try:
-            packed = record.packed_result
             if isinstance(packed, OffloadedResult):
-                body = self._downloaded(packed, downloading)
-                return (decompress(body, self._at_most) if is_compressed(body) else body).decode()
-            return decompress(packed or b"", self._at_most).decode()
+                body = yield from self._downloading(packed, downloading)
+                text: str = yield Work(self._opened, (packed, body))
+            else:
+                text = yield Work(self._decompressed, (packed or b"",))
         except UnreadableResultError as error:
             raise IdempotencyResultNotKeptError(
                 f"The function ran for idempotency key {record.key}, but {error}; it will not be run again"
             ) from error
+        return text
 
-    def _downloaded(self, place: OffloadedResult, downloading: Retries) -> bytes:
+    def _downloading(self, place: OffloadedResult, downloading: Retries) -> Procedure[bytes]:
         if self._offload is None:
             raise IdempotencyPersistenceConfigError(f"The result is kept at {place.location}; give this store a result_offload")
         if place.size > self._at_most:
             raise UnreadableResultError(f"its result has more than max_result_bytes={self._at_most} bytes")
+        wanted = {"location": place.location, "at_most": place.size}
         try:
-            body: bytes = downloading.call(self._offload.get, location=place.location, at_most=place.size)
+            body: bytes = yield from downloading.answer(sending, self._offload.get, wanted)
         except LookupError:
             raise UnreadableResultError(f"its result is no longer at {place.location}") from None
-        if sha256(body).hexdigest() != place.sha256:
-            raise UnreadableResultError(f"what is kept at {place.location} is not its result")
         return body
 
+    def _opened(self, place: OffloadedResult, body: bytes) -> str:
+        """The text of a downloaded result, which is the one that was uploaded."""
+        if _digest(body) != place.sha256:
+            raise UnreadableResultError(f"what is kept at {place.location} is not its result")
+        return self._decompressed(body) if is_compressed(body) else body.decode()
 
-def _uploaded(offload: ResultOffload, record: DataRecord, body: bytes, uploading: Retries) -> OffloadedResult:
+    def _decompressed(self, body: bytes) -> str:
+        return decompress(body, self._at_most).decode()
+
+
+def _uploading(offload: ResultOffload, record: DataRecord, body: bytes, uploading: Retries) -> Procedure[OffloadedResult]:
     """Keep the body under a name that no other attempt, and no other result of this one, can have."""
-    digest = sha256(body).hexdigest()
-    name = f"{sha256(record.key.encode()).hexdigest()}/{record.owner_token or 'nobody'}-{digest[:16]}"
-    location: str = uploading.call(offload.put, name=name, body=body)
+    digest: str = yield Work(_digest, (body,))
+    name = f"{_digest(record.key.encode())}/{record.owner_token or 'nobody'}-{digest[:16]}"
+    location = yield from uploading.answer(sending, offload.put, {"name": name, "body": body})
     if not isinstance(location, str) or not location:
         raise TypeError(f"result_offload.put must return the place of the body, not {type(location).__name__}")
     return OffloadedResult(location, digest, len(body))
+
+
+def _digest(body: bytes) -> str:
+    return sha256(body).hexdigest()
 
 
 def _kept_nowhere(record: DataRecord, size: int, trouble: Exception | None) -> IdempotencyResultNotKeptError:

@@ -30,5 +30,12 @@ class NotSentError(Exception):
     """No connection came about: nothing was sent."""
 
 
+class CredentialsError(NotSentError):
+    """The source of the credentials failed, for the reason that is this error's cause: nothing was sent.
+
+    Its text shows nothing that the source says, because that may be a part of a secret.
+    """
+
+
 class LostAnswerError(Exception):
     """The request was sent, or part of it, and no whole answer came back: whether it was applied is not known."""

@@ -6,12 +6,15 @@ import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from persistence._lean_errors import LostAnswerError, NotSentError
+from persistence._lean_errors import CredentialsError, LostAnswerError, NotSentError
+from persistence._procedures import Pause, Request, note_outcome
 from persistence._schedule import Schedule
 from persistence.notices import Throttling, call_notices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from persistence._procedures import Procedure
 
 #: The server's wish, in milliseconds; botocore's standard mode obeys the same header.
 RETRY_AFTER: Final = "x-amz-retry-after"
@@ -47,6 +50,11 @@ THROTTLED_ACTION: Final = frozenset({"ProvisionedThroughputExceeded", "Throttlin
 BUSY_ACTION: Final = THROTTLED_ACTION | {"TransactionConflict"}
 #: The condition of the request did not hold: every duplicate's answer.
 REFUSED: Final = "ConditionalCheckFailedException"
+#: Where botocore asks for credentials: a request was not signed yet if its error comes from there.
+SOURCES: Final = frozenset({"botocore.credentials", "botocore.tokens"})
+#: AWS's security token service could not reach the provider of a web identity.
+#: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html
+IDENTITY_UNREACHABLE: Final = "IDPCommunicationError"
 #: Answers after which nobody knows whether the request was applied, besides any of HTTP status 5xx.
 UNKNOWN: Final = frozenset(
     {
@@ -138,6 +146,40 @@ def is_unsent(error: Exception) -> bool:
     return sdk is not None and isinstance(error, (sdk.ConnectTimeoutError, sdk.EndpointConnectionError, sdk.ProxyConnectionError))
 
 
+def is_unsigned(error: Exception) -> bool:
+    """Whether there were no credentials to sign the request with, so that nothing was sent.
+
+    Their source may raise anything, an answer of another service included, so what counts is where the error comes from.
+    """
+    if isinstance(error, CredentialsError):
+        return True
+    sdk = sys.modules.get("botocore.exceptions")
+    if sdk is None:
+        return False
+    if isinstance(error, (sdk.NoCredentialsError, sdk.CredentialRetrievalError)):
+        return True
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") in SOURCES:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def may_be_signed(error: Exception) -> bool:
+    """Whether the source of the credentials, which has failed, is known to fail now and then.
+
+    Not where nothing is configured, or where it refuses: that needs a person.
+    """
+    reason = error.__cause__ if isinstance(error, CredentialsError) else error
+    sdk = sys.modules.get("botocore.exceptions")
+    if sdk is None or not isinstance(reason, Exception):
+        return False
+    if isinstance(reason, (sdk.CredentialRetrievalError, sdk.MetadataRetrievalError, sdk.TokenRetrievalError)):
+        return True
+    return is_unsent(reason) or is_busy(reason) or is_unknown(reason) or error_code(reason) == IDENTITY_UNREACHABLE
+
+
 def is_unknown(error: Exception) -> bool:
     """Whether the request may have been applied although an error came back, or nothing did."""
     if isinstance(getattr(error, "response", None), dict):
@@ -193,81 +235,112 @@ def retry_after_ms(error: Exception) -> int:
         return 0
 
 
-class Retries:
-    """Sends one request until it is answered for good, or until time is up.
+def asking(operation: Callable[..., Any], request: dict[str, Any]) -> Any:
+    """The client's answer to one request.
+
+    The error that says that the request's condition did not hold is returned: it is what every duplicate gets, and raising it
+    through each frame would cost as much as the rest of this.
+    """
+    try:
+        return operation(**request)
+    except Exception as error:
+        if is_refusal(error):
+            return error.with_traceback(None)  # whose frames would keep the caller's, and it the error
+        raise
+
+
+def sending(operation: Callable[..., Any], request: dict[str, Any]) -> Any:
+    """As `asking`, with a client that may be boto3's: it is to try once, see `_sdk`.  Call it in the thread that sends."""
+    try:
+        try:
+            is_sending.set(True)
+            return asking(operation, request)
+        finally:
+            is_sending.set(False)
+    finally:
+        is_sending.set(False)  # again, for a signal whose handler raised inside the first one
+
+
+class Retries(Request):
+    """Has one request sent until it is answered for good, or until time is up.  It is itself the request that is asked for.
 
     Time is up *at_most_ms* after the first failure (None: no such limit), and just before *deadline_ms* (None: no deadline).  No
-    request but the first is sent after that, and no sleep reaches beyond it.  A server's wish for a pause is obeyed within that
+    request but the first is sent after that, and no pause reaches beyond it.  A server's wish for a pause is obeyed within that
     time.
+
+    Credentials that cannot be had at the moment are such a trouble, and after the function *has_run*, credentials that cannot be
+    had at all are, too: as long as its caller waits, nothing is better than to try on.
 
     Attributes:
         outcome_unknown: Whether any request so far may have been applied without our knowing.
     """
 
-    __slots__ = ("_at_most_ms", "_clock_ms", "_deadline_ms", "_sleep_ms", "outcome_unknown")
+    __slots__ = ("_at_most_ms", "_begun_ms", "_clock_ms", "_has_run", "outcome_unknown")
 
     def __init__(
         self,
         clock_ms: Callable[[], int],
-        sleep_ms: Callable[[float], None],
         at_most_ms: int | None,
         deadline_ms: int | None = None,
+        now_ms: int | None = None,
+        has_run: bool = False,
     ) -> None:
+        self.deadline_ms = deadline_ms
+        self._has_run = has_run
         self._clock_ms = clock_ms
-        self._sleep_ms = sleep_ms
         self._at_most_ms = at_most_ms
-        self._deadline_ms = deadline_ms
+        # Before the first request, during which the clock may be set back.
+        self._begun_ms = clock_ms() if now_ms is None and deadline_ms is not None else now_ms or 0
         self.outcome_unknown = False
 
-    def call(self, operation: Callable[..., Any], /, **request: Any) -> Any:
-        """As `send`."""
-        return self.send(operation, request)
-
-    def send(self, operation: Callable[..., Any], request: dict[str, Any]) -> Any:
-        """The answer to the request.  Raises its last error, at once if that is an answer and not a trouble of the moment."""
-        answer, refusal = self.outcome(operation, request)
-        if refusal is None:
+    def answer(self, call: Callable[..., Any], *arguments: Any) -> Procedure[Any]:
+        """What `call(*arguments)` answers.  Raises its last error, at once if that is no trouble of the moment."""
+        answer = yield from self.outcome(call, *arguments)
+        if not isinstance(answer, Exception):
             return answer
         try:
-            raise refusal
+            raise answer
         finally:
-            del refusal  # it refers to this frame
+            del answer  # it refers to this frame
 
-    def outcome(self, operation: Callable[..., Any], request: dict[str, Any]) -> tuple[Any, Any]:
-        """As `send`, but the error that says that the request's condition did not hold is returned: (answer, that error).
-
-        It is what every duplicate gets, and raising it through each frame would cost as much as the rest of this.
-        """
+    def outcome(self, call: Callable[..., Any], *arguments: Any) -> Procedure[Any]:
+        """As `answer`, but the error that says that the request's condition did not hold is returned, as by `asking`."""
+        self.call = call
+        self.arguments = arguments
         schedule: Schedule | None = None
         throttles: list[Exception] = []
-        token = is_sending.set(True)
         try:
             while True:
                 try:
-                    return operation(**request), None
+                    return (yield self)
                 except Exception as error:
-                    if is_refusal(error):  # first, because duplicates are the most common failure by far
-                        return None, error.with_traceback(None)  # whose frames would keep the caller's, and it the error
-                    unknown = is_unknown(error)
-                    self.outcome_unknown = self.outcome_unknown or unknown or hides_tries(error)
-                    if not (unknown or is_busy(error) or is_unsent(error)):
+                    unsigned = is_unsigned(error)
+                    is_passing = (self._has_run or may_be_signed(error)) if unsigned else self._is_passing(error)
+                    note_outcome(error, is_unknown=self.outcome_unknown)
+                    if not is_passing:
                         raise
-                    if is_throttle(error):
-                        throttles.append(error)
                     now_ms = self._clock_ms()
+                    if not unsigned and is_throttle(error):
+                        throttles.append(error)
                     if schedule is None:
-                        schedule = Schedule(now_ms, at_most_ms=self._at_most_ms, deadline_ms=self._deadline_ms)
+                        begun_ms = max(now_ms, self._begun_ms)
+                        schedule = Schedule(begun_ms, at_most_ms=self._at_most_ms, deadline_ms=self.deadline_ms)
                     pause_ms = schedule.pause_ms(now_ms, retry_after_ms(error))
                     if pause_ms is None:
                         if is_unreadable(error):
                             raise UnreadableAnswerError(f"The answer, of HTTP status {error_code(error)}, was cut off") from None
                         raise
-                self._sleep_ms(pause_ms)
+                yield Pause(pause_ms)
         finally:
-            is_sending.reset(token)
             if throttles:
                 _tell_of(throttles)
                 throttles.clear()  # each refers to this frame, and the frame to them
+
+    def _is_passing(self, error: Exception) -> bool:
+        """Whether the request may be answered when it is sent again; remembers whether it may have been applied."""
+        unknown = is_unknown(error)
+        self.outcome_unknown = self.outcome_unknown or unknown or hides_tries(error)
+        return unknown or is_busy(error) or is_unsent(error)
 
 
 def _tell_of(throttles: list[Exception]) -> None:

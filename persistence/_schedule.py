@@ -33,25 +33,32 @@ class Schedule:
 
     Time is up *at_most_ms* after that (None: no such limit), and just before *deadline_ms* (None: no deadline); at once if
     neither is given.  No pause reaches beyond it.
+
+    The limits are turned into a duration at once, of which each pause takes its length at least: a wall clock that stands still,
+    or that is set back, prolongs nothing.
     """
 
-    __slots__ = ("_ceiling_ms", "_give_up_ms")
+    __slots__ = ("_ceiling_ms", "_last_ms", "_left_ms", "_paused_ms")
 
     def __init__(self, now_ms: int, *, at_most_ms: int | None, deadline_ms: int | None) -> None:
-        limits = [] if at_most_ms is None else [now_ms + at_most_ms]
+        limits = [] if at_most_ms is None else [at_most_ms]
         if deadline_ms is not None:
-            limits.append(deadline_ms - RESERVE_MS)
-        self._give_up_ms = min(limits, default=now_ms)
+            limits.append(deadline_ms - RESERVE_MS - now_ms)
+        self._left_ms = min(limits, default=0)
+        self._last_ms = now_ms
+        self._paused_ms = 0.0
         self._ceiling_ms = BASE_MS
 
     def pause_ms(self, now_ms: int, wish_ms: int = 0) -> float | None:
         """How long to wait before the next try, the server's wish for a pause obeyed; None if time is up."""
-        left_ms = self._give_up_ms - now_ms
-        if left_ms < LEAST_MS:
+        self._left_ms -= max(now_ms - self._last_ms, int(self._paused_ms))
+        self._last_ms = now_ms
+        if self._left_ms < LEAST_MS:
             return None
         import random  # here: most requests are answered at once
 
         pause_ms = random.uniform(0, self._ceiling_ms)  # noqa: S311 - jitter, not a secret
         self._ceiling_ms = min(CAP_MS, 2 * self._ceiling_ms)
         pause_ms = max(pause_ms, min(wish_ms, pause_ms + WISH_CAP_MS))
-        return min(pause_ms, left_ms)
+        self._paused_ms = min(pause_ms, self._left_ms)
+        return self._paused_ms

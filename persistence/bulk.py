@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from itertools import islice
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -24,7 +25,8 @@ from persistence._bulk_requests import (
     reading,
     record_in,
 )
-from persistence._retries import Retries, hides_tries, refusing_item
+from persistence._procedures import run
+from persistence._retries import Retries, hides_tries, refusing_item, sending
 from persistence._schedule import BASE_MS, CAP_MS
 from persistence.dynamodb import DynamoDBPersistenceLayer
 from persistence.exceptions import IdempotencyBulkIncompleteError, IdempotencyPersistenceLayerError
@@ -238,24 +240,26 @@ class _BatchCopy(_Copy):
         """
         store, client = self.target, _client(self.target)
         requests: list[Request] = [{"PutRequest": {"Item": item}} for item in batch]
-        progress_ms, ceiling_ms = store.clock_ms(), BASE_MS
+        last_ms, ceiling_ms = store.clock_ms(), BASE_MS
+        undone_ms = pause_ms = 0.0
         while True:
-            answer = halt.retries(store).call(
-                client.batch_write_item, RequestItems={store.table_name: requests}, ReturnConsumedCapacity="TOTAL"
-            )
+            request = {"RequestItems": {store.table_name: requests}, "ReturnConsumedCapacity": "TOTAL"}
+            answer = halt.answer(store, Retries(store.clock_ms, GIVE_UP_MS), client.batch_write_item, request)
             left = [request for each in answer.get("UnprocessedItems", {}).values() for request in each]
             tally.written += len(requests) - len(left)
             tally.write_units += sum(each["CapacityUnits"] for each in answer.get("ConsumedCapacity", []))
             if not left:
                 return
-            if len(left) < len(requests):
-                progress_ms = store.clock_ms()
-            elif store.clock_ms() - progress_ms >= GIVE_UP_MS:
+            now_ms = store.clock_ms()
+            # A pause counts with its length at least: the clock may stand still, or be set back.
+            undone_ms = 0.0 if len(left) < len(requests) else undone_ms + max(now_ms - last_ms, pause_ms)
+            if undone_ms >= GIVE_UP_MS:
                 raise IdempotencyPersistenceLayerError(
                     f"BatchWriteItem has left {len(left)} items unprocessed for {GIVE_UP_MS // 1000} seconds"
                 )
-            requests = left
-            halt.sleep_ms(store, random.uniform(0, ceiling_ms))  # noqa: S311 - jitter, not a secret
+            requests, last_ms = left, now_ms
+            pause_ms = random.uniform(0, ceiling_ms)  # noqa: S311 - jitter, not a secret
+            halt.sleep_ms(store, pause_ms)
             ceiling_ms = min(CAP_MS, 2 * ceiling_ms)
 
 
@@ -269,9 +273,9 @@ def _write(
     is_done: Callable[[Item], bool],
 ) -> None:
     """Make a conditional write, and count what came of it.  *is_done* tells it of the item that refused: {} if there was none."""
-    retries = halt.retries(store)
+    retries = Retries(store.clock_ms, GIVE_UP_MS)
     try:
-        answer = retries.call(operation, TableName=store.table_name, **request)
+        answer = halt.answer(store, retries, operation, {"TableName": store.table_name, **request})
     except Exception as error:
         found = refusing_item(error)
         if found is None:
@@ -330,9 +334,11 @@ class _Halt:
         store.sleep_ms(ms)
         self.check()
 
-    def retries(self, store: DynamoDBPersistenceLayer) -> Retries:
-        """For one request."""
-        return Retries(store.clock_ms, lambda ms: self.sleep_ms(store, ms), at_most_ms=GIVE_UP_MS)
+    def answer(
+        self, store: DynamoDBPersistenceLayer, retries: Retries, operation: Callable[..., Any], request: dict[str, Any]
+    ) -> Any:
+        """The answer to one request."""
+        return run(retries.answer(sending, operation, request), partial(self.sleep_ms, store))
 
 
 class _Run:
@@ -413,7 +419,8 @@ class _Run:
         request = merged(place, self._work.reading(store._items))
         client = _client(store)
         operation = client.scan if store._items.sort_key_attr is None else client.query
-        answer: dict[str, Any] = self._halt.retries(store).call(operation, TableName=store.table_name, **request)
+        retries = Retries(store.clock_ms, GIVE_UP_MS)
+        answer: dict[str, Any] = self._halt.answer(store, retries, operation, {"TableName": store.table_name, **request})
         return answer
 
     def _until_halted(self, page: list[Item]) -> Iterator[Item]:

@@ -21,12 +21,12 @@ from persistence._cache_clients import (
 )
 from persistence._cache_errors import LockedError, explanation, is_demoted, is_passing, is_wrong_type, without_arguments
 from persistence._cache_scripts import FENCED, GRANTED, TextFormat, foreign, granted, kept_ms, reply
+from persistence._driven import AsyncDrivenLayer, DrivenLayer, Procedures
+from persistence._procedures import Pause, Request, note_outcome
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, Schedule
-from persistence._steps import arun, run
-from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, _Layer
+from persistence.base import Refusal
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
-    IdempotencyItemAlreadyExistsError,
     IdempotencyItemNotFoundError,
     IdempotencyLeaseLostError,
     IdempotencyPersistenceConfigError,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from persistence._cache_scripts import Reply, Script
-    from persistence._steps import Steps
+    from persistence._procedures import Procedure
 
     #: A client, and what sends scripts through it; None if it has only `get`, `set` and `delete`.
     Used = tuple[Any, EvalPort | GlidePort | None]
@@ -55,7 +55,7 @@ LOCK_SECONDS: Final = 10
 MAX_RESULT_BYTES: Final = 511 * 1024 * 1024
 
 
-class _CacheLayer(_Layer):
+class _CacheLayer(Procedures):
     """What the sync and the async store share: how they are made, and the procedures."""
 
     supports_leases = True
@@ -136,51 +136,53 @@ class _CacheLayer(_Layer):
 
     # The procedures: as the hooks of the base class, in one request if the client can send scripts
 
-    def _claiming(self, offer: DataRecord) -> Steps[DataRecord]:
+    def _claiming(self, offer: DataRecord) -> Procedure[DataRecord | Refusal]:
         client, port = self._using()
         if port is None:
             return (yield from self._sent(partial(self._claim_plainly, client, offer), offer, CLAIM_RETRY_MS))
         request = self._texts.claim(offer, self.clock_ms())
         said = yield from self._scripted(port, request, offer, CLAIM_RETRY_MS)
-        if said.kind == GRANTED:
-            return granted(offer, said)
-        raise IdempotencyItemAlreadyExistsError(old_data_record=self._found(offer.key, said))
+        return granted(offer, said) if said.kind == GRANTED else Refusal(self._found(offer.key, said))
 
-    def _reading(self, key: str) -> Steps[DataRecord]:
+    def _reading(self, idempotency_key: str) -> Procedure[DataRecord]:
         client, port = self._using()
-        wanted = DataRecord(key, deadline_ms=call_deadline_ms())
+        wanted = DataRecord(idempotency_key, deadline_ms=call_deadline_ms())
         if port is None:
-            found = yield from self._sent(partial(self._read_plainly, client, key), wanted, FETCH_RETRY_MS)
+            found = yield from self._sent(partial(self._read_plainly, client, wanted), wanted, FETCH_RETRY_MS)
         else:
             said = yield from self._scripted(port, self._texts.read(), wanted, FETCH_RETRY_MS, is_acknowledged=False)
-            found = self._found(key, said)
+            found = self._found(idempotency_key, said)
         if found is None:
             raise IdempotencyItemNotFoundError
         return found
 
-    def _updating(self, record: DataRecord) -> Steps[None]:
-        client, port = self._using()
-        if is_in_progress(record):
-            # One try: a renewal that fails is made again at the next beat, well before the lease ends.
-            once = record.replace(deadline_ms=None)
-            if port is None:
-                yield from self._sent(partial(self._renew_plainly, client, record), once, None)
-            else:
-                yield from self._written(port, self._texts.renew(record, self.clock_ms()), once, None)
+    def _updating(self, data_record: DataRecord) -> Procedure[None]:
+        if is_in_progress(data_record):
+            yield from self._renewing(data_record)
             return
-        _check_storable(record)
+        _check_storable(data_record)
+        client, port = self._using()
         # The effect has happened: as long as the holder may live, nothing is better than storing its result.
-        at_most_ms = COMPLETE_RETRY_MS if record.deadline_ms is None else None
+        at_most_ms = COMPLETE_RETRY_MS if data_record.deadline_ms is None else None
         if port is None:
-            yield from self._sent(partial(self._complete_plainly, client, record), record, at_most_ms)
+            yield from self._sent(partial(self._complete_plainly, client, data_record), data_record, at_most_ms)
             return
         try:
-            yield from self._written(port, self._texts.complete(record, self.clock_ms()), record, at_most_ms)
+            yield from self._written(port, self._texts.complete(data_record, self.clock_ms()), data_record, at_most_ms)
         except Exception as error:
-            if self._min_replicas_ack or not is_passing(error) or not (yield from self._is_stored(port, record)):
+            if self._min_replicas_ack or not is_passing(error) or not (yield from self._is_stored(port, data_record)):
                 raise
 
-    def _is_stored(self, port: EvalPort | GlidePort, record: DataRecord) -> Steps[bool]:
+    def _renewing(self, record: DataRecord) -> Procedure[None]:
+        """One try: a renewal that fails is made again at the next beat, well before the lease ends."""
+        client, port = self._using()
+        once = record.replace(deadline_ms=None)
+        if port is None:
+            yield from self._sent(partial(self._renew_plainly, client, once), once, None)
+        else:
+            yield from self._written(port, self._texts.renew(once, self.clock_ms()), once, None)
+
+    def _is_stored(self, port: EvalPort | GlidePort, record: DataRecord) -> Procedure[bool]:
         """After the last lost answer to a completion: whether it was applied, asked once; False if that is not answered, too.
 
         Raises:
@@ -196,14 +198,14 @@ class _CacheLayer(_Layer):
             raise _fenced(record, existing)
         return existing is not None and not is_in_progress(existing)
 
-    def _deleting(self, record: DataRecord) -> Steps[None]:
+    def _deleting(self, data_record: DataRecord) -> Procedure[None]:
         client, port = self._using()
         if port is None:
-            yield from self._sent(partial(self._release_plainly, client, record), record, RELEASE_RETRY_MS)
+            yield from self._sent(partial(self._release_plainly, client, data_record), data_record, RELEASE_RETRY_MS)
         else:
             # Not acknowledged: a release that is lost only keeps the key to the end of its lease.
-            request = self._texts.release(record)
-            yield from self._written(port, request, record, RELEASE_RETRY_MS, is_acknowledged=False)
+            request = self._texts.release(data_record)
+            yield from self._written(port, request, data_record, RELEASE_RETRY_MS, is_acknowledged=False)
 
     def _written(
         self,
@@ -213,7 +215,7 @@ class _CacheLayer(_Layer):
         at_most_ms: int | None,
         *,
         is_acknowledged: bool = True,
-    ) -> Steps[None]:
+    ) -> Procedure[None]:
         said = yield from self._scripted(port, request, record, at_most_ms, is_acknowledged=is_acknowledged)
         if said.kind == FENCED:
             raise _fenced(record, self._found(record.key, said))
@@ -230,18 +232,22 @@ class _CacheLayer(_Layer):
         at_most_ms: int | None,
         *,
         is_acknowledged: bool = True,
-    ) -> Steps[Reply]:
+    ) -> Procedure[Reply]:
         script, arguments = request
-        running = partial(port.run, script, record.key, arguments, is_acknowledged=is_acknowledged)
+        running = partial(
+            port.run, script, record.key, arguments, is_acknowledged=is_acknowledged, deadline_ms=record.deadline_ms
+        )
         answer = yield from self._sent(running, record, at_most_ms)
         return reply(record.key, answer)
 
-    def _sent(self, request: Callable[[], Steps[T]], record: DataRecord, at_most_ms: int | None) -> Steps[T]:
+    def _sent(self, request: Callable[[], Procedure[T]], record: DataRecord, at_most_ms: int | None) -> Procedure[T]:
         """The answer to the request, which is repeated while its trouble may pass and there is time before the record's deadline.
 
         A repetition needs no other care: whatever a request has written, it recognises by the owner token.
         """
         schedule: Schedule | None = None
+        # Before the first request, during which the clock may be set back.
+        begun_ms = 0 if record.deadline_ms is None else self.clock_ms()
         while True:
             try:
                 return (yield from request())
@@ -249,11 +255,12 @@ class _CacheLayer(_Layer):
                 if is_wrong_type(error):
                     raise foreign(record.key) from None
                 told = without_arguments(error)
+                note_outcome(told, is_unknown=schedule is not None or is_passing(error))
                 if not is_passing(error):
                     raise told from error.__cause__
                 now_ms = self.clock_ms()
                 if schedule is None:
-                    schedule = Schedule(now_ms, at_most_ms=at_most_ms, deadline_ms=record.deadline_ms)
+                    schedule = Schedule(max(now_ms, begun_ms), at_most_ms=at_most_ms, deadline_ms=record.deadline_ms)
                 pause_ms = schedule.pause_ms(now_ms)
                 if pause_ms is None:
                     raise told from error.__cause__
@@ -261,36 +268,38 @@ class _CacheLayer(_Layer):
             _, port = self._using()
             if was_demoted and port is not None:
                 yield from port.reconnect()
-            yield partial(self.sleep_ms, pause_ms)
+            yield Pause(pause_ms)
 
     # Without scripts: what is read may have changed when it is written over.
 
-    def _read_plainly(self, client: CacheClientProtocol, key: str) -> Steps[DataRecord | None]:
-        text = yield partial(client.get, key)
-        return None if text is None else self._texts.record(key, text)
+    def _read_plainly(self, client: CacheClientProtocol, record: DataRecord) -> Procedure[DataRecord | None]:
+        text = yield Request(client.get, (record.key,), record.deadline_ms)
+        return None if text is None else self._texts.record(record.key, text)
 
-    def _set_plainly(self, client: CacheClientProtocol, record: DataRecord, **options: Any) -> Steps[Any]:
+    def _set_plainly(self, client: CacheClientProtocol, record: DataRecord, **options: Any) -> Procedure[Any]:
         kept = kept_ms(record, self.clock_ms())
         if kept is not None:
             options["ex"] = -(-kept // 1000)
-        return (yield partial(client.set, name=record.key, value=self._texts.text(record), **options))
+        setting = partial(client.set, name=record.key, value=self._texts.text(record), **options)
+        return (yield Request(setting, (), record.deadline_ms))
 
-    def _claim_plainly(self, client: CacheClientProtocol, offer: DataRecord) -> Steps[DataRecord]:
+    def _claim_plainly(self, client: CacheClientProtocol, offer: DataRecord) -> Procedure[DataRecord | Refusal]:
         is_late = is_too_old(offer.fresh_until_ms, self.clock_ms())
         if not is_late and (yield from self._set_plainly(client, offer, nx=True)):
             return offer
-        existing = yield from self._read_plainly(client, offer.key)
+        existing = yield from self._read_plainly(client, offer)
         if not self._is_claimable(existing, offer):
-            raise IdempotencyItemAlreadyExistsError(old_data_record=existing)
+            return Refusal(existing)
         lock = f"{offer.key}:lock"
-        if not (yield partial(client.set, name=lock, value=offer.owner_token, ex=LOCK_SECONDS, nx=True)):
-            holder = yield partial(client.get, lock)
+        locking = partial(client.set, name=lock, value=offer.owner_token, ex=LOCK_SECONDS, nx=True)
+        if not (yield Request(locking, (), offer.deadline_ms)):
+            holder = yield Request(client.get, (lock,), offer.deadline_ms)
             if holder not in (offer.owner_token, offer.owner_token.encode()):
                 raise LockedError("Another attempt is taking the key over")
         # The lock is left to expire, for those that look at the record before the lock only, as Powertools does.
-        existing = yield from self._read_plainly(client, offer.key)
+        existing = yield from self._read_plainly(client, offer)
         if existing is None or not self._is_claimable(existing, offer):
-            raise IdempotencyItemAlreadyExistsError(old_data_record=existing)
+            return Refusal(existing)
         taken = offer.replace(generation=existing.generation + 1, took_over=is_in_progress(existing))
         yield from self._set_plainly(client, taken)
         return taken
@@ -300,15 +309,15 @@ class _CacheLayer(_Layer):
             existing, self.clock_ms(), takes_over_orphans=offer.takes_over_orphans, fresh_until_ms=offer.fresh_until_ms
         )
 
-    def _complete_plainly(self, client: CacheClientProtocol, record: DataRecord) -> Steps[None]:
-        existing = yield from self._read_plainly(client, record.key)
+    def _complete_plainly(self, client: CacheClientProtocol, record: DataRecord) -> Procedure[None]:
+        existing = yield from self._read_plainly(client, record)
         if not may_complete(existing, record.owner_token):
             raise _fenced(record, existing)
         kept = "" if existing is None else existing.payload_hash
         yield from self._set_plainly(client, record.replace(payload_hash=record.payload_hash or kept))
 
-    def _renew_plainly(self, client: CacheClientProtocol, record: DataRecord) -> Steps[None]:
-        existing = yield from self._read_plainly(client, record.key)
+    def _renew_plainly(self, client: CacheClientProtocol, record: DataRecord) -> Procedure[None]:
+        existing = yield from self._read_plainly(client, record)
         if existing is None or not may_release(existing, record.owner_token):
             raise _fenced(record, existing)
         if (existing.in_progress_expiry_timestamp or 0) > (record.in_progress_expiry_timestamp or 0):
@@ -318,19 +327,19 @@ class _CacheLayer(_Layer):
         )
         yield from self._set_plainly(client, renewed)
 
-    def _release_plainly(self, client: CacheClientProtocol, record: DataRecord) -> Steps[None]:
-        existing = yield from self._read_plainly(client, record.key)
+    def _release_plainly(self, client: CacheClientProtocol, record: DataRecord) -> Procedure[None]:
+        existing = yield from self._read_plainly(client, record)
         if existing is None:
             return
         if not may_release(existing, record.owner_token):
             raise _fenced(record, existing)
-        yield partial(client.delete, record.key)
+        yield Request(client.delete, (record.key,), record.deadline_ms)
 
     def _explain(self, error: Exception) -> str:
         return explanation(error)
 
 
-class CachePersistenceLayer(_CacheLayer, BasePersistenceLayer):
+class CachePersistenceLayer(_CacheLayer, DrivenLayer):
     """Keeps records in Valkey or Redis, one JSON text under each idempotency key.
 
     Each operation is one script, which the server runs at once, so a claim costs one round trip and has one winner.  A client of
@@ -382,20 +391,8 @@ class CachePersistenceLayer(_CacheLayer, BasePersistenceLayer):
         connection.ping(client)
         return client, port
 
-    def _put_record(self, data_record: DataRecord) -> DataRecord:
-        return run(self._claiming(data_record))
 
-    def _get_record(self, idempotency_key: str) -> DataRecord:
-        return run(self._reading(idempotency_key))
-
-    def _update_record(self, data_record: DataRecord) -> None:
-        run(self._updating(data_record))
-
-    def _delete_record(self, data_record: DataRecord) -> None:
-        run(self._deleting(data_record))
-
-
-class AsyncCachePersistenceLayer(_CacheLayer, AsyncBasePersistenceLayer):
+class AsyncCachePersistenceLayer(_CacheLayer, AsyncDrivenLayer):
     """As `CachePersistenceLayer`, with asyncio clients.  For async functions only.
 
     It connects at its first call, and anew on each event loop, because connections belong to theirs; a *client* that is given
@@ -433,18 +430,6 @@ class AsyncCachePersistenceLayer(_CacheLayer, AsyncBasePersistenceLayer):
         close = getattr(client, "aclose", None) or getattr(client, "close", None)
         if inspect.iscoroutinefunction(close):
             await close()
-
-    async def _put_record(self, data_record: DataRecord) -> DataRecord:
-        return await arun(self._claiming(data_record))
-
-    async def _get_record(self, idempotency_key: str) -> DataRecord:
-        return await arun(self._reading(idempotency_key))
-
-    async def _update_record(self, data_record: DataRecord) -> None:
-        await arun(self._updating(data_record))
-
-    async def _delete_record(self, data_record: DataRecord) -> None:
-        await arun(self._deleting(data_record))
 
 
 def _fenced(record: DataRecord, existing: DataRecord | None) -> IdempotencyLeaseLostError:

@@ -10,7 +10,8 @@ import re
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from persistence._retries import Retries, is_item_too_large, refusing_item
+from persistence._procedures import run
+from persistence._retries import Retries, is_item_too_large, refusing_item, sending
 from persistence._sdk import prepare
 from persistence._user_requests import low_level
 from persistence.exceptions import IdempotencyPersistenceLayerError
@@ -56,10 +57,10 @@ def apply_change(
     _check(change_id, changes_attr, max_changes)
     made = _with_change(low_level(request), change_id, changes_attr, max_changes)
     prepare(client)
-    retries = Retries(clock_ms, sleep_ms, at_most_ms=APPLY_RETRY_MS if deadline_ms is None else None, deadline_ms=deadline_ms)
+    retries = Retries(clock_ms, APPLY_RETRY_MS if deadline_ms is None else None, deadline_ms)
     table = made["TableName"]
     try:
-        retries.call(client.update_item, **made)
+        run(retries.answer(sending, client.update_item, made), sleep_ms)
     except Exception as error:
         if is_item_too_large(error):
             raise IdempotencyPersistenceLayerError(

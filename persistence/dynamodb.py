@@ -9,23 +9,26 @@ from functools import cache, cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
+from persistence._driven import DrivenLayer
 from persistence._dynamodb_items import ItemFormat
 from persistence._large_results import ITEM_SIZE_THRESHOLD, MAX_RESULT_BYTES, UPLOAD_RESERVE_MS, LargeResults
+from persistence._procedures import TooLateError, Work
 from persistence._regions import router
 from persistence._retries import (
     BLAMELESS,
     Retries,
+    asking,
     cancellation_reasons,
     error_code,
     is_item_too_large,
     is_refusal,
     refusing_item,
+    sending,
     throttling_reasons,
 )
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, RESERVE_MS
-from persistence.base import BasePersistenceLayer, Refusal
+from persistence.base import Refusal
 from persistence.exceptions import (
-    IdempotencyItemAlreadyExistsError,
     IdempotencyItemNotFoundError,
     IdempotencyLeaseLostError,
     IdempotencyPersistenceConfigError,
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from botocore.config import Config
 
     from persistence._packing import Compression
+    from persistence._procedures import Procedure
     from persistence._regions import HomeRegion, Replication
     from persistence.datarecord import DataRecord
     from persistence.offload import ResultOffload
@@ -53,6 +57,8 @@ READ_TIMEOUT: Final = 2
 #: Connections cost nothing until they are used; fewer than there are threads cost a TLS handshake per call.
 MAX_POOL_CONNECTIONS: Final = 50
 
+#: DynamoDB's name in botocore.
+SERVICE: Final = "dynamodb"
 #: Names this library to AWS Support and in the user's own CloudTrail.
 USER_AGENT: Final = "lambda-idempotency"
 
@@ -96,7 +102,7 @@ class DynamoDBClient(Protocol):
         ...
 
 
-class DynamoDBPersistenceLayer(BasePersistenceLayer):
+class DynamoDBPersistenceLayer(DrivenLayer):
     """Keeps records in a DynamoDB table; needs GetItem, PutItem, UpdateItem and DeleteItem on it, nothing else.
 
     Construction reads no configuration and sends nothing.  `client` is made at once inside Lambda, at its first use elsewhere or
@@ -268,7 +274,7 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
             if config.user_agent_extra != USER_AGENT:
                 config = config.merge(Config(user_agent_extra=f"{config.user_agent_extra} {USER_AGENT}"))
         place = {} if region is None else {"region_name": region}
-        client: DynamoDBClient = self._client_maker()("dynamodb", config=config, **place)
+        client: DynamoDBClient = self._client_maker()(SERVICE, config=config, **place)
         return client
 
     def _client_maker(self) -> Callable[..., Any]:
@@ -303,53 +309,57 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
                 _prepare(self._region_clients[region])
             return self._region_clients[region]
 
-    def _put_record(self, data_record: DataRecord) -> DataRecord:
-        granted = self._claim_record(data_record)
-        if isinstance(granted, Refusal):
-            raise IdempotencyItemAlreadyExistsError(old_data_record=granted.existing)
-        return granted
+    def _send(self, key: str, operation: str, request: dict[str, Any]) -> Any:
+        """One request about the key.  In the thread that sends it, because to make a client takes long."""
+        request["TableName"] = self.table_name
+        client = self._client_of(key)
+        send = asking if getattr(client, "tries_once", None) is True else sending
+        return send(getattr(client, operation), request)
 
-    def _offer_record(self, offer: DataRecord) -> DataRecord | Refusal | None:
-        if getattr(self._put_record, "__func__", None) is not DynamoDBPersistenceLayer._put_record:
-            return super()._offer_record(offer)  # a subclass has a hook of its own
-        try:
-            return self._claim_record(offer)
-        except IdempotencyItemAlreadyExistsError:  # the refusal did not bring the record along
-            return Refusal(None)
-
-    def _claim_record(self, offer: DataRecord) -> DataRecord | Refusal:
+    def _claiming(self, offer: DataRecord) -> Procedure[DataRecord | Refusal]:
         now_ms = self.clock_ms()
         if self._tells_region:
-            offer = offer.replace(region=_region_of(self.client) if self._home_of is None else self._home_of(offer.key))
+            offer = offer.replace(region=(yield Work(self._region_for, (offer.key,))))
         if self.read_first and offer.supersedes is None:
-            existing = self._completed_record(offer, now_ms)
+            existing = yield from self._reading_first(offer, now_ms)
             if existing is not None:
                 return Refusal(existing)
-        existing = self._try_claim(offer, now_ms)
-        if existing is None:
-            return offer
-        is_free = is_claimable(existing, now_ms, takes_over_orphans=offer.takes_over_orphans, fresh_until_ms=offer.fresh_until_ms)
-        if is_free and existing.generation != offer.supersedes:
-            takeover = offer.replace(
+        takes_over = False
+        while True:
+            retries = Retries(self.clock_ms, CLAIM_RETRY_MS, offer.deadline_ms, now_ms)
+            answer = yield from retries.outcome(self._send, offer.key, "put_item", self._items.claim(offer, now_ms))
+            if not isinstance(answer, Exception):
+                return offer
+            item = answer.response.get("Item")  # type: ignore[attr-defined]  # of a refusal
+            if not item:
+                return Refusal(None)
+            existing = self._items.record(item)
+            is_free = is_claimable(
+                existing, now_ms, takes_over_orphans=offer.takes_over_orphans, fresh_until_ms=offer.fresh_until_ms
+            )
+            if takes_over or not is_free or existing.generation == offer.supersedes:
+                break
+            takes_over = True
+            offer = offer.replace(
                 generation=existing.generation + 1, supersedes=existing.generation, took_over=is_in_progress(existing)
             )
-            existing = self._try_claim(takeover, now_ms)
-            if existing is None:
-                return takeover
-            offer = takeover
         if is_held_by(existing, offer.owner_token):  # the answer to an earlier try was lost
             existing = existing.replace(took_over=offer.took_over)
         return Refusal(existing)
 
-    def _completed_record(self, offer: DataRecord, now_ms: int) -> DataRecord | None:
+    def _region_for(self, key: str) -> str:
+        """The Region that writes the key's record."""
+        return _region_of(self.client) if self._home_of is None else self._home_of(key)
+
+    def _reading_first(self, offer: DataRecord, now_ms: int) -> Procedure[DataRecord | None]:
         """What a read, however old, shows, if it is a result that is still to be replayed: nothing replaces it until then.
 
         Anything else, a failure included, is for the conditional write to decide.
         """
         request = self._items.get(offer.key, is_consistent=False)
         try:
-            once = Retries(self.clock_ms, self.sleep_ms, at_most_ms=None)
-            item = once.call(self._client_of(offer.key).get_item, TableName=self.table_name, **request).get("Item")
+            once = Retries(self.clock_ms, None)
+            item = (yield from once.answer(self._send, offer.key, "get_item", request)).get("Item")
             existing = self._items.record(item) if item else None
         except Exception as error:  # noqa: BLE001 - the read only spares a write
             import logging  # here: a cold start is the quicker without
@@ -360,86 +370,72 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
         is_of_use = existing is not None and is_completed(existing) and not is_claimable(existing, now_ms)
         return existing if is_of_use else None
 
-    def _try_claim(self, offer: DataRecord, now_ms: int) -> DataRecord | None:
-        """Put the offer.  Returns None if it was written, else the record that holds the key.
-
-        Raises:
-            IdempotencyItemAlreadyExistsError: refused, and the answer did not show by which record.
-        """
-        request = self._items.claim(offer, now_ms)
-        request["TableName"] = self.table_name
-        _, refusal = self._retries(offer, CLAIM_RETRY_MS).outcome(self._client_of(offer.key).put_item, request)
-        if refusal is None:
-            return None
-        item = refusal.response.get("Item")
-        if not item:
-            raise IdempotencyItemAlreadyExistsError from refusal
-        return self._items.record(item)
-
-    def _get_record(self, idempotency_key: str) -> DataRecord:
+    def _reading(self, idempotency_key: str) -> Procedure[DataRecord]:
+        retries = Retries(self.clock_ms, FETCH_RETRY_MS, call_deadline_ms())
         request = self._items.get(idempotency_key)
-        retries = Retries(self.clock_ms, self.sleep_ms, at_most_ms=FETCH_RETRY_MS, deadline_ms=call_deadline_ms())
-        answer = retries.call(self._client_of(idempotency_key).get_item, TableName=self.table_name, **request)
-        item = answer.get("Item")
+        item = (yield from retries.answer(self._send, idempotency_key, "get_item", request)).get("Item")
         if not item:
             raise IdempotencyItemNotFoundError
         return self._items.record(item)
 
-    def _update_record(self, data_record: DataRecord) -> None:
+    def _updating(self, data_record: DataRecord) -> Procedure[None]:
         if is_in_progress(data_record):
-            self._renew_record(data_record)
+            yield from self._renewing(data_record)
             return
-        record = self._results.pack(data_record, self._uploading)
+        record = data_record
+        if not self._results.fits(record):
+            record = yield from self._results.packing(record, self._uploading(record))
         # The effect has happened: as long as the holder may live, nothing is better than storing its result.
-        retries = self._retries(record, COMPLETE_RETRY_MS if record.deadline_ms is None else None)
+        at_most_ms = COMPLETE_RETRY_MS if record.deadline_ms is None else None
+        retries = Retries(self.clock_ms, at_most_ms, record.deadline_ms, has_run=True)
         try:
-            self._complete_record(record, retries)
-        except Exception as error:  # noqa: BLE001 - raised again there, unless the record is completed in spite of it
-            if refusing_item(error) == {}:
-                self._restore_record(record, retries)
-                return
-            self._settle(error, record, retries)
+            answer = yield from retries.outcome(self._send, record.key, "update_item", self._items.complete(record))
+        except Exception as error:
+            if not (yield from self._settling(error, record, retries)):
+                raise
+            return
+        if isinstance(answer, Exception):
+            if refusing_item(answer) == {}:
+                yield from self._restoring(record, retries)
+            else:
+                yield from self._settling(answer, record, retries)
 
-    def _complete_record(self, record: DataRecord, retries: Retries) -> None:
-        request = self._items.complete(record)
-        request["TableName"] = self.table_name
-        retries.send(self._client_of(record.key).update_item, request)
-
-    def _restore_record(self, record: DataRecord, retries: Retries) -> None:
+    def _restoring(self, record: DataRecord, retries: Retries) -> Procedure[None]:
         """Write a completed record whose claim has vanished, by the table's TTL or by hand, whole again."""
         try:
-            try:
-                retries.call(self._client_of(record.key).put_item, TableName=self.table_name, **self._items.restore(record))
-            except Exception as error:
-                existing = self._refusing_record(error)
-                if existing is None or not is_in_progress(existing):
-                    raise
+            answer = yield from retries.outcome(self._send, record.key, "put_item", self._items.restore(record))
+            existing = self._refusing_record(answer) if isinstance(answer, Exception) else None
+            if existing is not None and is_in_progress(existing):
                 # Perhaps a late copy of our own claim has arrived meanwhile; any other fences the completion off.
-                self._complete_record(record, retries)
-        except Exception as error:  # noqa: BLE001 - raised again there, unless the record is completed in spite of it
-            self._settle(error, record, retries)
-
-    def _settle(self, error: Exception, record: DataRecord, retries: Retries) -> None:
-        """Return if the record is completed in spite of the error; raise what the error means if not."""
-        existing = self._refusing_record(error)
-        if existing is None and retries.outcome_unknown:
-            existing = self._read_once(record)
-        if existing is not None and is_held_by(existing, record.owner_token) and is_completed(existing):
+                answer = yield from retries.outcome(self._send, record.key, "update_item", self._items.complete(record))
+        except Exception as error:
+            if not (yield from self._settling(error, record, retries)):
+                raise
             return
+        if isinstance(answer, Exception):
+            yield from self._settling(answer, record, retries)
+
+    def _settling(self, error: Exception, record: DataRecord, retries: Retries) -> Procedure[bool]:
+        """Whether the record is completed in spite of the error; raises what the error means if that is not itself."""
+        existing = self._refusing_record(error)
+        if existing is None and retries.outcome_unknown and not isinstance(error, TooLateError):
+            existing = yield from self._reading_once(record)
+        if existing is not None and is_held_by(existing, record.owner_token) and is_completed(existing):
+            return True
         if is_item_too_large(error):
             raise IdempotencyResultNotKeptError(
                 f"The result of idempotency key {record.key} exceeds what a DynamoDB item holds"
             ) from error
         if is_refusal(error) or (existing is not None and not is_held_by(existing, record.owner_token)):
             raise _fenced(record, existing) from error
-        raise error
+        return False
 
-    def _read_once(self, record: DataRecord) -> DataRecord | None:
+    def _reading_once(self, record: DataRecord) -> Procedure[DataRecord | None]:
         """The record as a consistent read shows it, in the time kept in reserve; None if the read fails, too."""
-        retries = Retries(self.clock_ms, self.sleep_ms, at_most_ms=RESERVE_MS)
+        retries = Retries(self.clock_ms, RESERVE_MS)
         try:
             request = self._items.get(record.key)
-            item = retries.call(self._client_of(record.key).get_item, TableName=self.table_name, **request).get("Item")
+            item = (yield from retries.answer(self._send, record.key, "get_item", request)).get("Item")
             return self._items.record(item) if item else None
         except Exception:  # noqa: BLE001 - the completion's own error is the one to report
             return None
@@ -448,30 +444,24 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
         item = refusing_item(error)
         return self._items.record(item) if item else None
 
-    def _renew_record(self, record: DataRecord) -> None:
+    def _renewing(self, record: DataRecord) -> Procedure[None]:
         # One request: a renewal that fails is made again at the next beat, well before the lease ends.
-        once = Retries(self.clock_ms, self.sleep_ms, at_most_ms=None)
-        try:
-            once.call(self._client_of(record.key).update_item, TableName=self.table_name, **self._items.renew(record))
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            existing = self._refusing_record(error)
-            if existing is not None and may_release(existing, record.owner_token):
-                return  # its lease lasts longer already, by a later renewal
-            raise _fenced(record, existing) from error
+        once = Retries(self.clock_ms, None)
+        answer = yield from once.outcome(self._send, record.key, "update_item", self._items.renew(record))
+        if not isinstance(answer, Exception):
+            return
+        existing = self._refusing_record(answer)
+        if existing is not None and may_release(existing, record.owner_token):
+            return  # its lease lasts longer already, by a later renewal
+        raise _fenced(record, existing) from answer
 
-    def _delete_record(self, data_record: DataRecord) -> None:
+    def _deleting(self, data_record: DataRecord) -> Procedure[None]:
+        retries = Retries(self.clock_ms, RELEASE_RETRY_MS, data_record.deadline_ms)
         request = self._items.release(data_record)
-        retries = self._retries(data_record, RELEASE_RETRY_MS)
-        try:
-            retries.call(self._client_of(data_record.key).delete_item, TableName=self.table_name, **request)
-        except Exception as error:
-            if refusing_item(error) == {}:
-                return  # gone already: deleted by an earlier try whose answer was lost, or by the table's TTL
-            if not is_refusal(error):
-                raise
-            raise _fenced(data_record, self._refusing_record(error)) from error
+        answer = yield from retries.outcome(self._send, data_record.key, "delete_item", request)
+        # Refused without an item, it is gone already: deleted by an earlier try whose answer was lost, or by the table's TTL.
+        if isinstance(answer, Exception) and refusing_item(answer) != {}:
+            raise _fenced(data_record, self._refusing_record(answer)) from answer
 
     def _begin_transaction(self, idempotency_key: str) -> Transaction:
         if self._replication == "strong":
@@ -492,67 +482,75 @@ class DynamoDBPersistenceLayer(BasePersistenceLayer):
             region=_region_of(client),
         )
 
-    def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
-        request = self._commit_request(data_record, transaction)
-        deadline_ms = call_deadline_ms() if data_record is None else data_record.deadline_ms
+    def _committing(self, data_record: DataRecord | None, transaction: Transaction) -> Procedure[None]:
+        record = data_record
+        if record is not None:
+            record = yield from self._packing_for(record, transaction)
+        request = yield Work(self._commit_request, (record, transaction))
+        deadline_ms = call_deadline_ms() if record is None else record.deadline_ms
         retries = Retries(
             self.clock_ms,
-            self.sleep_ms,
-            at_most_ms=COMPLETE_RETRY_MS if deadline_ms is None else None,
-            deadline_ms=None if deadline_ms is None else deadline_ms - COMMIT_RESERVE_MS,
+            COMPLETE_RETRY_MS if deadline_ms is None else None,
+            None if deadline_ms is None else deadline_ms - COMMIT_RESERVE_MS,
+            has_run=True,
         )
-        client: Any = self._client_of(transaction.idempotency_key)
         try:
-            retries.call(client.transact_write_items, **request)
+            yield from retries.answer(self._send_all, transaction.idempotency_key, request)
         except Exception as error:
             if error_code(error) == "ValidationException":
                 raise _canceled(transaction, retries, [str(error)]) from error
             found = cancellation_reasons(error)
             if len(found) != len(request["TransactItems"]):
                 raise
-            own = [] if data_record is None else found[:1]
-            if data_record is not None and own[0].get("Code") == "ConditionalCheckFailed":
+            own = [] if record is None else found[:1]
+            if record is not None and own[0].get("Code") == "ConditionalCheckFailed":
                 item = own[0].get("Item")
-                raise _fenced(data_record, self._items.record(item) if item else None) from error
+                raise _fenced(record, self._items.record(item) if item else None) from error
             reasons = transaction.reasons(found[len(own) :])
             blamed = [f"{reason.action} on {reason.table_name}: {reason.code}" for reason in reasons if reason.code]
             blamed += [f"its record: {reason['Code']}" for reason in own if reason.get("Code") != BLAMELESS]
             raise _canceled(transaction, retries, blamed, reasons) from error
 
-    def _commit_request(self, data_record: DataRecord | None, transaction: Transaction) -> dict[str, Any]:
+    def _send_all(self, key: str, request: dict[str, Any]) -> Any:
+        client: Any = self._client_of(key)
+        return sending(client.transact_write_items, request)
+
+    def _packing_for(self, record: DataRecord, transaction: Transaction) -> Procedure[DataRecord]:
+        """The record in a form that fits its item, and the transaction."""
+        try:
+            if not self._results.fits(record):
+                record = yield from self._results.packing(record, self._uploading(record))
+            transaction.check_size(self._items.size(record))
+        except (IdempotencyResultNotKeptError, ValueError) as error:
+            raise IdempotencyTransactionCanceledError(
+                f"The result of idempotency key {transaction.idempotency_key} cannot be stored, so its transaction was not sent",
+                error,
+            ) from error
+        return record
+
+    def _commit_request(self, record: DataRecord | None, transaction: Transaction) -> dict[str, Any]:
         """One request, which is repeated as it is: with another expiry, say, it would be another to DynamoDB.
 
         Its client token makes a repetition succeed without an effect for ten minutes; the record's condition does so for ever.
         The token is a digest of the whole, the owner token included.  That one alone would be a repetition's where none is:
         DynamoDB compares tokens over all tables, and a durable execution has one owner token for all its calls of a function.
         """
-        key = transaction.idempotency_key
         writes = [*transaction.actions]
-        if data_record is not None:
-            try:
-                record = self._results.pack(data_record, self._uploading)
-                transaction.check_size(self._items.size(record))
-            except (IdempotencyResultNotKeptError, ValueError) as error:
-                raise IdempotencyTransactionCanceledError(
-                    f"The result of idempotency key {key} cannot be stored, so its transaction was not sent", error
-                ) from error
+        if record is not None:
             writes.insert(0, {"Update": {"TableName": self.table_name, **self._items.commit(record)}})
         # A call without a record has a key of its own.
-        return {"TransactItems": writes, "ClientRequestToken": sha256(repr((key, writes)).encode()).hexdigest()[:36]}
+        whole = repr((transaction.idempotency_key, writes))
+        return {"TransactItems": writes, "ClientRequestToken": sha256(whole.encode()).hexdigest()[:36]}
 
-    def _load_result(self, data_record: DataRecord) -> str:
-        deadline_ms = call_deadline_ms()
-        downloading = Retries(self.clock_ms, self.sleep_ms, at_most_ms=DOWNLOAD_RETRY_MS, deadline_ms=deadline_ms)
-        return self._results.load(data_record, downloading)
+    def _loading(self, data_record: DataRecord) -> Procedure[str]:
+        downloading = Retries(self.clock_ms, DOWNLOAD_RETRY_MS, call_deadline_ms())
+        return (yield from self._results.loading(data_record, downloading))
 
     def _uploading(self, record: DataRecord) -> Retries:
         """How long a large result is uploaded: there must be time left to complete the record."""
         if record.deadline_ms is None:
-            return Retries(self.clock_ms, self.sleep_ms, at_most_ms=UPLOAD_RETRY_MS)
-        return Retries(self.clock_ms, self.sleep_ms, at_most_ms=None, deadline_ms=record.deadline_ms - UPLOAD_RESERVE_MS)
-
-    def _retries(self, record: DataRecord, at_most_ms: int | None) -> Retries:
-        return Retries(self.clock_ms, self.sleep_ms, at_most_ms, record.deadline_ms)
+            return Retries(self.clock_ms, UPLOAD_RETRY_MS, has_run=True)
+        return Retries(self.clock_ms, None, record.deadline_ms - UPLOAD_RESERVE_MS, has_run=True)
 
     def _explain(self, error: Exception) -> str:
         reasons = throttling_reasons(error)
@@ -576,12 +574,24 @@ def _prepare(client: object) -> None:
 @cache
 def _botocore_session() -> Any:
     """Where nobody has imported boto3: it would add a tenth to a cold start, and nothing to a client."""
+    from copy import copy
+
     from botocore.session import get_session
 
     session = get_session()
+    loader = session.get_component("data_loader")
+    load = loader.load_service_model
     # Before botocore loads the model of a service, it looks for all services, in 400 folders, twice: a tenth of a cold start.
+    # DynamoDB needs no search.  The services that give credentials are searched for as always.
     # https://docs.aws.amazon.com/botocore/latest/reference/loaders.html
-    session.get_component("data_loader").list_available_services = lambda _type_name: ["dynamodb"]
+    without_search = copy(loader)
+    without_search.list_available_services = lambda _type_name: [SERVICE]
+
+    def load_service_model(service_name: str, *args: Any, **kwargs: Any) -> Any:
+        chosen = without_search.load_service_model if service_name == SERVICE else load
+        return chosen(service_name, *args, **kwargs)
+
+    loader.load_service_model = load_service_model
     return session
 
 

@@ -99,6 +99,9 @@ class IdempotencyPersistenceConnectionError(BaseError):
 class IdempotencyPersistenceConsistencyError(BaseError):
     """What a cache holds under the key is no idempotency record; it is the cause of an `IdempotencyPersistenceLayerError`."""
 
+    #: Whether our own claim may be what is stored.
+    outcome_is_unknown = False
+
 
 class IdempotencyUnreachableError(IdempotencyPersistenceConnectionError, IdempotencyPersistenceConfigError):
     """The cache could not be reached, or let nobody in, when the store was constructed: its address or credentials are wrong."""

@@ -16,11 +16,12 @@ from binascii import a2b_base64, b2a_base64
 from json import JSONEncoder, loads
 from typing import TYPE_CHECKING, Any, Final
 
-from persistence._lean_errors import LostAnswerError, ServiceError
+from persistence._lean_errors import CredentialsError, LostAnswerError, ServiceError
 from persistence._lean_settings import credentials_source, resolve
 from persistence._lean_transport import Answer, Pool
 from persistence._sigv4 import CONTENT_TYPE, Signer
 from persistence._values import Value
+from persistence.exceptions import IdempotencyPersistenceConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,8 @@ class LeanClient:
     - `NotSentError`: no connection came about, nothing was sent.
     - `LostAnswerError`: the request was sent, or part of it, and no whole answer came back.
     - `TypeError`, `ValueError`: the request holds what JSON cannot; nothing was sent.
-    - What the source of the credentials raises; nothing was sent.
+    - `CredentialsError`, which is a `NotSentError`: the source of the credentials failed, see its cause.
+    - `IdempotencyPersistenceConfigError`: the credentials are none that a request can carry; nothing was sent.
 
     A binary is given as bytes, and only so: boto3 takes text for one, too.  A transaction gets no client token of its own.
 
@@ -98,6 +100,9 @@ class LeanClient:
     Raises:
         IdempotencyPersistenceConfigError: this client cannot do what the settings ask for.
     """
+
+    #: Each call is one request, whoever calls.
+    tries_once: Final = True
 
     def __init__(
         self,
@@ -185,7 +190,13 @@ class LeanClient:
 
     def _exchange(self, operation: str, body: bytes, now: float) -> Answer:
         target = f"DynamoDB_20120810.{operation}"
-        signature = self._signer.headers(self._credentials(), now, target, body)
+        try:
+            credentials = self._credentials()
+        except IdempotencyPersistenceConfigError:
+            raise
+        except Exception as error:
+            raise CredentialsError(f"The source of the credentials failed with {type(error).__name__}") from error
+        signature = self._signer.headers(credentials, now, target, body)
         head = f"{self._head}X-Amz-Target: {target}\r\n{signature}Content-Length: {len(body)}\r\n\r\n"
         return self._pool.exchange(head.encode("ascii"), body)
 

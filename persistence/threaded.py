@@ -1,4 +1,4 @@
-"""Any sync store, awaited: each hook runs in a worker thread.  This is how boto3 serves async callers."""
+"""Any sync store, awaited: each request, or each hook, runs in a worker thread.  This is how boto3 serves async callers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import ref
 
+from persistence._driven import procedure_behind
+from persistence._procedures import TooLateError, arun
 from persistence.background import call_workers
 from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
+    from persistence._procedures import Request
     from persistence.base import Refusal
     from persistence.datarecord import DataRecord
     from persistence.transaction import Transaction
@@ -26,7 +29,11 @@ T = TypeVar("T")
 
 
 class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
-    """Wraps a sync store.  A cancelled caller does not stop a hook that has begun: its thread finishes it."""
+    """Wraps a sync store.  A cancelled caller does not stop a call that has begun: its thread finishes it.
+
+    Where the store's hooks are made of requests and pauses, as DynamoDB's and the cache's are, only a request takes a worker, and
+    one whose deadline passes before a worker is free is not sent.  A hook of the user's own keeps its worker to its end.
+    """
 
     def __init__(self, store: BasePersistenceLayer) -> None:
         self.store = store
@@ -58,28 +65,31 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
         call_workers(self.store).submit_in_finalizer(partial(self.store.release, record))
 
     async def _offer_record(self, offer: DataRecord) -> DataRecord | Refusal | None:
-        return await self._in_thread(partial(self.store._offer_record, offer))
+        answer: DataRecord | Refusal | None = await self._done("_offer_record", offer=offer)
+        return answer
 
     async def _put_record(self, data_record: DataRecord) -> DataRecord | None:
         return await self._in_thread(self.store._put_record, data_record=data_record)
 
     async def _get_record(self, idempotency_key: str) -> DataRecord:
-        return await self._in_thread(self.store._get_record, idempotency_key=idempotency_key)
+        record: DataRecord = await self._done("_get_record", idempotency_key=idempotency_key)
+        return record
 
     async def _update_record(self, data_record: DataRecord) -> None:
-        await self._in_thread(self.store._update_record, data_record=data_record)
+        await self._done("_update_record", data_record=data_record)
 
     async def _delete_record(self, data_record: DataRecord) -> None:
-        await self._in_thread(self.store._delete_record, data_record=data_record)
+        await self._done("_delete_record", data_record=data_record)
 
     def _begin_transaction(self, idempotency_key: str) -> Transaction:
         return self.store._begin_transaction(idempotency_key)
 
     async def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
-        await self._in_thread(self.store._commit_record, data_record=data_record, transaction=transaction)
+        await self._done("_commit_record", data_record=data_record, transaction=transaction)
 
     async def _load_result(self, data_record: DataRecord) -> str:
-        return await self._in_thread(self.store._load_result, data_record=data_record)
+        result: str = await self._done("_load_result", data_record=data_record)
+        return result
 
     def _explain(self, error: Exception) -> str:
         return self.store._explain(error)
@@ -98,6 +108,27 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
             return await future
         finally:
             del future  # its error refers to this frame
+
+    async def _done(self, hook: str, **arguments: Any) -> Any:
+        """What the hook answers.  It runs in a worker thread, or its requests do where it is made of such: pauses need none."""
+        procedure = procedure_behind(self.store, hook)
+        if procedure is None:
+            return await self._in_thread(getattr(self.store, hook), **arguments)
+        return await arun(procedure(*arguments.values()), partial(self._perform, self.clock_ms()), self.sleep_ms)
+
+    async def _perform(self, begun_ms: int, request: Request) -> Any:
+        return await self._in_thread(self._send_in_time, begun_ms, request)
+
+    def _send_in_time(self, begun_ms: int, request: Request) -> Any:
+        """In a worker thread: perform the request, unless its deadline has passed since the operation began.
+
+        Raises:
+            TooLateError: it has.
+        """
+        deadline_ms = request.deadline_ms
+        if deadline_ms is not None and begun_ms <= deadline_ms < self.clock_ms():
+            raise TooLateError("Nothing was sent: the deadline passed while the request waited for a worker thread")
+        return request.call(*request.arguments)
 
 
 class _Answers:

@@ -23,6 +23,7 @@ from idempotency import (
     sweep_expired,
 )
 from persistence import bulk
+from persistence._retries import Retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -391,5 +392,5 @@ def test_a_segment_that_waits_between_two_tries_does_not_try_again_after_a_halt(
     store.sleep_ms = lambda _ms: halt.call()
 
     with pytest.raises(bulk._HaltedError):
-        halt.retries(store).call(send)
+        halt.answer(store, Retries(store.clock_ms, bulk.GIVE_UP_MS), send, {})
     assert tries == ["try"]

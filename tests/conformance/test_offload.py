@@ -17,7 +17,8 @@ from botocore.response import StreamingBody
 from doubles import FakeClock, Shelf
 
 from idempotency import S3ResultOffload
-from persistence._retries import Retries
+from persistence._procedures import run
+from persistence._retries import Retries, sending
 from persistence.offload import CONNECT_TIMEOUT, READ_TIMEOUT
 
 if TYPE_CHECKING:
@@ -192,9 +193,10 @@ def test_a_given_client_tries_once_while_the_store_retries(bucket: tuple[Any, st
 
     client.meta.events.register("before-send.s3", busy)
     clock = FakeClock()
-    once = Retries(clock, clock.sleep_ms, at_most_ms=None)
+    put = S3ResultOffload(name, boto3_client=client).put
+    putting = Retries(clock, None).answer(sending, put, {"name": "key", "body": b"{}"})
     with pytest.raises(ClientError, match="SlowDown"):
-        once.call(S3ResultOffload(name, boto3_client=client).put, name="key", body=b"{}")
+        run(putting, clock.sleep_ms)
     assert tries == ["PUT"]
 
 

@@ -45,6 +45,7 @@ from idempotency.execution import (
     Reply,
     Returned,
     Run,
+    Slept,
     Steps,
     Stored,
     Unanswered,
@@ -183,6 +184,7 @@ class Calls(RuleBasedStateMachine):
             deadline_ms=None,
             expires_after_ms=data.draw(st.sampled_from([1_000, 1_000, 5_000]), label="expires_after_ms"),
             wait_until_ms=None if wait_ms is None else now_ms + wait_ms,
+            wait_ms=wait_ms,
             takes_over_orphans=data.draw(st.sampled_from([True, True, True, False]), label="takes_over"),
             resumes=False,
             holder=f"request-{number}",
@@ -310,7 +312,7 @@ class Calls(RuleBasedStateMachine):
                 return self.renew(attempt, record)
             case Wait(_, at_most_ms):
                 self.clock.advance(ms=min(at_most_ms, 40))
-                return None
+                return Slept(min(at_most_ms, 40))
             case Fetch():
                 found = store.fetch(attempt.plan.key)
                 self.check_read(attempt.plan.key, found)

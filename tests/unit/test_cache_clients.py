@@ -16,7 +16,7 @@ import persistence.redis
 from idempotency import AsyncCachePersistenceLayer, CachePersistenceLayer
 from persistence import _cache_clients
 from persistence._cache_clients import CacheConnection, EvalPort, GlidePort, is_awaited, port_of
-from persistence._steps import run
+from persistence._procedures import run
 from persistence.exceptions import (
     IdempotencyPersistenceConfigError,
     IdempotencyPersistenceConnectionError,
@@ -277,10 +277,14 @@ def test_without_a_certificate_there_is_no_name_to_check() -> None:
     assert "ssl_check_hostname" not in settings
 
 
+def no_pause(_ms: float) -> None:
+    raise AssertionError
+
+
 @pytest.mark.parametrize("pool_class", [redis.BlockingConnectionPool, redis.ConnectionPool, valkey.BlockingConnectionPool])
 def test_every_pool_of_connections_can_be_told_to_drop_them(pool_class: Any) -> None:
     """They do not take the same arguments."""
     client_class = redis.Redis if pool_class.__module__.startswith("redis") else valkey.Valkey
     port = port_of(client_class(connection_pool=pool_class()), 0)
 
-    assert run(port.reconnect()) is None
+    assert run(port.reconnect(), no_pause) is None

@@ -35,6 +35,7 @@ from idempotency.execution import (
     Replayed,
     Returned,
     Run,
+    Slept,
     Unanswered,
     Uncommitted,
     Unloadable,
@@ -79,6 +80,7 @@ PLAN = Plan(
     deadline_ms=DEADLINE_MS,
     expires_after_ms=3_600_000,
     wait_until_ms=None,
+    wait_ms=None,
     takes_over_orphans=True,
     resumes=False,
     holder="request-ours",
@@ -893,7 +895,7 @@ def test_a_cached_result_costs_no_claim() -> None:
 # Waiting
 
 UNTIL_MS = NOW_MS + 5_000
-WAITING = PLAN.replace(wait_until_ms=UNTIL_MS)
+WAITING = PLAN.replace(wait_until_ms=UNTIL_MS, wait_ms=5_000)
 
 
 @pytest.mark.parametrize(
@@ -915,9 +917,9 @@ def test_a_call_that_waits_reads_until_it_finds_the_result() -> None:
     outcome = play(
         execution(WAITING.replace(is_observed=True)),
         (Claim(None), Refused(RUNNING, NOW_MS)),
-        (Wait(0, 5_000), None),
+        (Wait(0, 5_000), Slept(40)),
         (Fetch(), Found(RUNNING, NOW_MS + 40)),
-        (Wait(1, 4_960), None),
+        (Wait(1, 4_960), Slept(40)),
         (Fetch(), Found(DONE, NOW_MS + 140)),
         told(events.Waited(key="fn#1", at_ms=NOW_MS + 140, waited_ms=140)),
         told(events.Replayed(key="fn#1", at_ms=NOW_MS + 140, source="store", holder="request-theirs")),
@@ -932,9 +934,9 @@ def test_a_call_that_waits_in_vain_is_refused_when_its_time_is_up() -> None:
     outcome = play(
         execution(WAITING.replace(is_observed=True)),
         (Claim(None), Refused(RUNNING, NOW_MS)),
-        (Wait(0, 5_000), None),
+        (Wait(0, 5_000), Slept(40)),
         (Fetch(), Found(RUNNING, UNTIL_MS - 1)),
-        (Wait(1, 1), None),
+        (Wait(1, 1), Slept(1)),
         (Fetch(), Found(later, UNTIL_MS)),
         told(events.Waited(key="fn#1", at_ms=UNTIL_MS, waited_ms=5_000)),
         told(events.Refused(key="fn#1", at_ms=UNTIL_MS, reason="in progress", holder="request-third")),
@@ -947,11 +949,43 @@ def test_a_result_found_at_the_very_end_of_the_time_counts() -> None:
     outcome = play(
         execution(WAITING),
         (Claim(None), Refused(RUNNING, NOW_MS)),
-        (Wait(0, 5_000), None),
+        (Wait(0, 5_000), Slept(40)),
         (Fetch(), Found(DONE, UNTIL_MS + 300)),
     )
 
     assert outcome == Replayed(None, DONE)
+
+
+@pytest.mark.parametrize("step_ms", [0, -3_600_000], ids=["stands still", "is set back"])
+def test_what_was_slept_counts_where_the_clock_does_not_move_on(step_ms: int) -> None:
+    """Under a frozen clock a wait would never end, and under one that was set back an hour it would last an hour more."""
+    now_ms = NOW_MS + step_ms
+    outcome = play(
+        execution(WAITING),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        (Wait(0, 5_000), Slept(3_000.9)),
+        (Fetch(), Found(RUNNING, now_ms)),
+        (Wait(1, 2_000), Slept(1_999)),
+        (Fetch(), Found(RUNNING, now_ms)),
+        (Wait(2, 1), Slept(1)),
+        (Fetch(), Found(RUNNING, now_ms)),
+    )
+
+    rejection(outcome, IdempotencyAlreadyInProgressError)
+
+
+def test_what_was_slept_before_the_key_was_free_for_a_moment_counts_too() -> None:
+    outcome = play(
+        execution(WAITING),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        (Wait(0, 5_000), Slept(4_000)),
+        (Fetch(), Found(None, NOW_MS)),
+        (Claim(None), Refused(RUNNING, NOW_MS)),
+        (Wait(0, 1_000), Slept(1_000)),
+        (Fetch(), Found(RUNNING, NOW_MS)),
+    )
+
+    rejection(outcome, IdempotencyAlreadyInProgressError)
 
 
 @pytest.mark.parametrize(
@@ -963,7 +997,7 @@ def test_when_the_other_attempt_failed_or_died_its_key_is_claimed(found: DataRec
     outcome = play(
         execution(WAITING),
         (Claim(None), Refused(RUNNING, NOW_MS)),
-        (Wait(0, 5_000), None),
+        (Wait(0, 5_000), Slept(40)),
         (Fetch(), Found(found, now_ms)),
         (Claim(found), Granted(GRANTED, now_ms)),
         (Run(GRANTED), RETURNED),
@@ -980,7 +1014,7 @@ def test_of_many_that_wait_those_who_lose_the_next_claim_wait_on() -> None:
         now_ms = NOW_MS + 100 * number
         rounds += [
             (Claim(None), Refused(RUNNING, now_ms)),
-            (Wait(0, UNTIL_MS - now_ms), None),
+            (Wait(0, UNTIL_MS - now_ms), Slept(40)),
             (Fetch(), Found(None, now_ms + 50)),
         ]
 
@@ -1004,7 +1038,7 @@ def test_waiting_ends_with_whatever_ends_a_call(plan: Plan, found: DataRecord, k
     outcome = play(
         execution(plan),
         (Claim(None), Refused(refusing, NOW_MS)),
-        (Wait(0, 5_000), None),
+        (Wait(0, 5_000), Slept(40)),
         (Fetch(), Found(found, NOW_MS + 50)),
     )
 
@@ -1014,7 +1048,7 @@ def test_waiting_ends_with_whatever_ends_a_call(plan: Plan, found: DataRecord, k
 @pytest.mark.parametrize(
     ("plan", "existing", "kind"),
     [
-        (HASHED.replace(wait_until_ms=UNTIL_MS), RUNNING, IdempotencyValidationError),
+        (HASHED.replace(wait_until_ms=UNTIL_MS, wait_ms=5_000), RUNNING, IdempotencyValidationError),
         (WAITING.replace(takes_over_orphans=False), RUNNING.replace(in_progress_expiry_timestamp=0), IdempotencyOrphanedError),
     ],
     ids=["other payload", "orphaned"],
@@ -1122,7 +1156,7 @@ def test_a_packed_result_that_a_waiting_call_finds_is_loaded() -> None:
     outcome = play(
         execution(WAITING),
         (Claim(None), Refused(RUNNING, NOW_MS)),
-        (Wait(0, 5_000), None),
+        (Wait(0, 5_000), Slept(40)),
         (Fetch(), Found(PACKED, NOW_MS + 50)),
         (Load(PACKED), Loaded(DONE)),
     )

@@ -15,6 +15,7 @@ from persistence import _large_results
 from persistence._dynamodb_items import MAX_ITEM_BYTES, ItemFormat
 from persistence._large_results import ITEM_SIZE_THRESHOLD, MAX_RESULT_BYTES, LargeResults
 from persistence._packing import CompressionMissingError, compress
+from persistence._procedures import run
 from persistence._retries import Retries
 from persistence.datarecord import DataRecord, OffloadedResult
 from persistence.exceptions import IdempotencyPersistenceConfigError, IdempotencyResultNotKeptError
@@ -29,9 +30,16 @@ def results(**options: Any) -> LargeResults:
     return LargeResults(ITEMS, **{**defaults, "offload": None, **options})
 
 
-def retries(clock: FakeClock | None = None, at_most_ms: int = 1_000) -> Retries:
+def pack(kept: LargeResults, record: DataRecord, clock: FakeClock | None = None) -> DataRecord:
+    """The record in a form that fits its item, as a store in trouble for a second at most brings it there."""
     clock = clock or FakeClock()
-    return Retries(clock, clock.sleep_ms, at_most_ms=at_most_ms)
+    return record if kept.fits(record) else run(kept.packing(record, Retries(clock, 1_000)), clock.sleep_ms)
+
+
+def load(kept: LargeResults, record: DataRecord, clock: FakeClock | None = None) -> str:
+    """The result behind the record, as a store in trouble for a second at most gets it."""
+    clock = clock or FakeClock()
+    return run(kept.loading(record, Retries(clock, 1_000)), clock.sleep_ms)
 
 
 def sized(size: int, *, compressible: bool = True) -> DataRecord:
@@ -57,7 +65,7 @@ def test_a_threshold_no_item_can_have_is_refused(threshold: int) -> None:
 
 @pytest.mark.parametrize("threshold", [1024, 400 * KIB])
 def test_the_bounds_of_the_threshold_are_accepted(threshold: int) -> None:
-    assert results(item_size_threshold=threshold).pack(DONE, lambda _: retries()) is DONE
+    assert pack(results(item_size_threshold=threshold), DONE) is DONE
 
 
 def test_a_result_must_be_allowed_some_bytes() -> None:
@@ -82,8 +90,8 @@ def test_an_item_of_the_thresholds_size_is_left_alone_and_one_byte_more_is_packe
     packing = results(item_size_threshold=threshold)
     most, more = sized(threshold), sized(threshold + 1)
 
-    assert packing.pack(most, lambda _: retries()) is most
-    packed = packing.pack(more, lambda _: retries())
+    assert pack(packing, most) is most
+    packed = pack(packing, more)
     assert packed == more.replace(response_data="", packed_result=compress(more.response_data.encode(), "gzip"))
 
 
@@ -91,17 +99,17 @@ def test_without_compression_and_offload_a_result_is_left_alone_as_long_as_an_it
     packing = results(compression=None)
     most = sized(MAX_ITEM_BYTES)
 
-    assert packing.pack(most, lambda _: retries()) is most
+    assert pack(packing, most) is most
     with pytest.raises(
         IdempotencyResultNotKeptError, match="as small as this store makes it; a DynamoDB item holds 409600. Give"
     ):
-        packing.pack(sized(MAX_ITEM_BYTES + 1), lambda _: retries())
+        pack(packing, sized(MAX_ITEM_BYTES + 1))
 
 
 def test_a_compressed_result_over_the_threshold_stays_in_the_item_if_there_is_no_offload() -> None:
     record = sized(400 * KIB, compressible=False)
 
-    packed = results(item_size_threshold=4 * KIB).pack(record, lambda _: retries())
+    packed = pack(results(item_size_threshold=4 * KIB), record)
 
     assert isinstance(packed.packed_result, bytes)
     assert 4 * KIB < ITEMS.size(packed) <= MAX_ITEM_BYTES
@@ -112,7 +120,7 @@ def test_what_is_still_over_the_threshold_is_offloaded_as_small_as_it_got() -> N
     record = sized(900 * KIB, compressible=False)
     body = compress(record.response_data.encode(), "gzip")
 
-    packed = results(offload=shelf).pack(record, lambda _: retries())
+    packed = pack(results(offload=shelf), record)
 
     digest, key_digest = hashlib.sha256(body).hexdigest(), hashlib.sha256(b"fn#1").hexdigest()
     assert packed.response_data == ""
@@ -124,16 +132,16 @@ def test_without_compression_a_result_is_offloaded_as_it_is() -> None:
     shelf = Shelf()
     record = sized(350 * KIB + 1)
 
-    packed = results(compression=None, offload=shelf).pack(record, lambda _: retries())
+    packed = pack(results(compression=None, offload=shelf), record)
 
     assert list(shelf.objects.values()) == [record.response_data.encode()]
-    assert results(offload=shelf).load(packed, retries()) == record.response_data
+    assert load(results(offload=shelf), packed) == record.response_data
 
 
 def test_what_compression_makes_small_enough_is_not_offloaded() -> None:
     shelf = Shelf()
 
-    results(offload=shelf).pack(sized(3 * KIB * KIB), lambda _: retries())
+    pack(results(offload=shelf), sized(3 * KIB * KIB))
 
     assert shelf.puts == []
 
@@ -150,10 +158,10 @@ def test_no_attempt_and_no_result_shares_an_objects_name_with_another() -> None:
         first.replace(idempotency_key="fn#2"),
         first.replace(owner_token=""),
     ):
-        packing.pack(record, lambda _: retries())
+        pack(packing, record)
 
     assert len(set(shelf.puts)) == 5
-    packing.pack(first, lambda _: retries())
+    pack(packing, first)
     assert len(shelf.objects) == 5  # a repetition writes the same again
     assert all(len(name) <= 200 for name in shelf.puts)
 
@@ -163,9 +171,9 @@ def test_a_result_of_more_bytes_than_are_ever_read_is_not_kept() -> None:
     record = DONE.replace(response_data='"' + "\u65e5" * 200_000 + '"')  # 600,002 bytes
     packing = results(max_result_bytes=600_002, offload=shelf)
 
-    assert packing.load(packing.pack(record, lambda _: retries()), retries()) == record.response_data
+    assert load(packing, pack(packing, record)) == record.response_data
     with pytest.raises(IdempotencyResultNotKeptError, match="fn#1 has 600002 bytes, more than max_result_bytes=600001$"):
-        results(max_result_bytes=600_001, offload=shelf).pack(record, lambda _: retries())
+        pack(results(max_result_bytes=600_001, offload=shelf), record)
 
 
 def test_a_busy_or_lost_upload_is_repeated() -> None:
@@ -178,7 +186,7 @@ def test_a_busy_or_lost_upload_is_repeated() -> None:
 
     clock, shelf = FakeClock(), Shelf(before_put=trouble)
 
-    packed = results(offload=shelf).pack(sized(900 * KIB, compressible=False), lambda _: retries(clock))
+    packed = pack(results(offload=shelf), sized(900 * KIB, compressible=False), clock)
 
     assert isinstance(packed.packed_result, OffloadedResult)
     assert len(shelf.puts) == 3
@@ -194,7 +202,7 @@ def test_an_upload_that_fails_for_good_is_a_result_that_is_not_kept() -> None:
     with pytest.raises(
         IdempotencyResultNotKeptError, match=r"bytes as small.*and its offload failed - \(.*AccessDenied.*\)$"
     ) as caught:
-        results(offload=Shelf(before_put=denied)).pack(sized(900 * KIB, compressible=False), lambda _: retries())
+        pack(results(offload=Shelf(before_put=denied)), sized(900 * KIB, compressible=False))
     assert isinstance(caught.value.__cause__, ClientError)
 
 
@@ -205,10 +213,10 @@ def test_an_upload_that_fails_leaves_a_result_in_its_item_if_that_holds_it() -> 
     record = sized(399 * KIB, compressible=False)
     packing = results(offload=Shelf(before_put=unreachable), item_size_threshold=4 * KIB)
 
-    packed = packing.pack(record, lambda _: retries())
+    packed = pack(packing, record)
 
     assert isinstance(packed.packed_result, bytes)
-    assert packing.load(packed, retries()) == record.response_data
+    assert load(packing, packed) == record.response_data
 
 
 def test_a_compression_that_fails_is_a_result_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +230,7 @@ def test_a_compression_that_fails_is_a_result_that_is_not_kept(monkeypatch: pyte
     with pytest.raises(
         IdempotencyResultNotKeptError, match="^The result of idempotency key fn#1 could not be made smaller"
     ) as caught:
-        results().pack(sized(351 * KIB), lambda _: retries())
+        pack(results(), sized(351 * KIB))
     assert caught.value.__cause__ is trouble
 
 
@@ -234,7 +242,7 @@ def test_an_offload_that_names_no_place_is_one_that_failed(place: Any) -> None:
             return found
 
     with pytest.raises(IdempotencyResultNotKeptError, match=r"its offload failed - \(result_offload.put must return the place"):
-        results(offload=Nowhere()).pack(sized(900 * KIB, compressible=False), lambda _: retries())
+        pack(results(offload=Nowhere()), sized(900 * KIB, compressible=False))
 
 
 # Loading
@@ -243,7 +251,7 @@ def test_an_offload_that_names_no_place_is_one_that_failed(place: Any) -> None:
 def offloaded(shelf: Shelf, *, compression: Any = "gzip") -> tuple[DataRecord, DataRecord]:
     """A large record, and as it is stored."""
     record = sized(900 * KIB, compressible=False)
-    return record, results(offload=shelf, compression=compression).pack(record, lambda _: retries())
+    return record, pack(results(offload=shelf, compression=compression), record)
 
 
 @pytest.mark.parametrize("written", ["gzip", "zstd", None])
@@ -252,7 +260,7 @@ def test_an_offloaded_result_is_read_whatever_compression_is_configured_now(writ
     shelf = Shelf()
     record, packed = offloaded(shelf, compression=written)
 
-    assert results(offload=shelf, compression=reads).load(packed, retries()) == record.response_data
+    assert load(results(offload=shelf, compression=reads), packed) == record.response_data
 
 
 def test_a_missing_object_is_a_result_that_is_no_longer_kept() -> None:
@@ -263,7 +271,7 @@ def test_a_missing_object_is_a_result_that_is_no_longer_kept() -> None:
     with pytest.raises(
         IdempotencyResultNotKeptError, match="ran for idempotency key fn#1, but its result is no longer at shelf://"
     ):
-        results(offload=shelf).load(packed, retries())
+        load(results(offload=shelf), packed)
 
 
 @pytest.mark.parametrize(
@@ -286,14 +294,14 @@ def test_an_altered_object_is_noticed_before_it_is_read(altered: Any) -> None:
     with pytest.raises(
         IdempotencyResultNotKeptError, match=f"what is kept at {location} is not its result; it will not be run again$"
     ):
-        results(offload=shelf).load(packed, retries())
+        load(results(offload=shelf), packed)
 
 
 def test_no_more_than_the_object_had_is_fetched() -> None:
     """Whatever is there now."""
     shelf = Shelf()
     _, packed = offloaded(shelf)
-    results(offload=shelf).load(packed, retries())
+    load(results(offload=shelf), packed)
 
     assert shelf.limits == [len(body) for body in shelf.objects.values()]
 
@@ -303,7 +311,7 @@ def test_an_object_larger_than_allowed_is_not_even_fetched() -> None:
     _, packed = offloaded(shelf)
 
     with pytest.raises(IdempotencyResultNotKeptError, match="its result has more than max_result_bytes=1000 bytes"):
-        results(offload=shelf, max_result_bytes=1_000).load(packed, retries())
+        load(results(offload=shelf, max_result_bytes=1_000), packed)
     assert shelf.gets == []
 
 
@@ -313,7 +321,7 @@ def test_without_the_offload_an_offloaded_result_says_where_it_is() -> None:
     with pytest.raises(
         IdempotencyPersistenceConfigError, match="^The result is kept at shelf://.*; give this store a result_offload$"
     ):
-        results().load(packed, retries())
+        load(results(), packed)
 
 
 def test_a_download_that_is_cut_or_busy_is_repeated_and_then_fails_with_its_own_error() -> None:
@@ -325,7 +333,7 @@ def test_a_download_that_is_cut_or_busy_is_repeated_and_then_fails_with_its_own_
     shelf.before_get = busy
 
     with pytest.raises(ClientError, match="SlowDown"):
-        results(offload=shelf).load(packed, retries(clock, at_most_ms=1_000))
+        load(results(offload=shelf), packed, clock)
     assert len(shelf.gets) > 3
     assert clock() <= START_MS + 1_000
 
@@ -334,4 +342,4 @@ def test_a_compressed_result_that_was_altered_is_no_longer_kept() -> None:
     with pytest.raises(
         IdempotencyResultNotKeptError, match="key fn#1, but its stored result was altered; it will not be run again$"
     ):
-        results().load(DONE.replace(packed_result=b"\x1f\x8b\xff altered"), retries())
+        load(results(), DONE.replace(packed_result=b"\x1f\x8b\xff altered"))

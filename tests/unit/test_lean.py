@@ -20,8 +20,9 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 import idempotency
-from persistence._lean_errors import LostAnswerError, NotSentError, ServiceError
+from persistence._lean_errors import CredentialsError, LostAnswerError, NotSentError, ServiceError
 from persistence._sigv4 import Credentials, Signer
+from persistence.exceptions import IdempotencyPersistenceConfigError
 from persistence.lean import MORE, SIGNATURE_REFUSED, SKEW_SECONDS, USER_AGENT, VERSION, LeanClient
 
 if TYPE_CHECKING:
@@ -470,14 +471,29 @@ def test_a_source_that_fails_fails_the_call_before_anything_is_sent(service: Ser
         pass
 
     def source() -> Credentials:
-        raise ExpiredError
+        raise ExpiredError("a part of a secret")
 
     client = LeanClient("eu-west-1", endpoint_url=service.url, credentials=source)
 
-    with pytest.raises(ExpiredError):
+    with pytest.raises(CredentialsError, match="^The source of the credentials failed with ExpiredError$") as raised:
         client.put_item()
 
+    assert isinstance(raised.value.__cause__, ExpiredError)
     assert service.requests == []
+
+
+def test_credentials_that_no_request_can_carry_are_told_of_as_they_are(service: Service) -> None:
+    refusal = IdempotencyPersistenceConfigError("a character in the credentials")
+
+    def source() -> Credentials:
+        raise refusal
+
+    client = LeanClient("eu-west-1", endpoint_url=service.url, credentials=source)
+
+    with pytest.raises(IdempotencyPersistenceConfigError) as raised:
+        client.put_item()
+
+    assert raised.value is refusal
 
 
 def test_credentials_and_region_are_boto3s_if_none_are_given(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

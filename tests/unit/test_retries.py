@@ -7,7 +7,7 @@ import random
 import sys
 from contextlib import suppress
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore import exceptions as sdk
@@ -15,6 +15,7 @@ from botocore.parsers import ResponseParserError
 from doubles import START_MS, FakeClock
 
 from persistence._lean_errors import LostAnswerError, NotSentError
+from persistence._procedures import run
 from persistence._retries import (
     BUSY,
     THROTTLED,
@@ -33,11 +34,15 @@ from persistence._retries import (
     is_unsent,
     refusing_item,
     retry_after_ms,
+    sending,
     throttling_reasons,
 )
 from persistence._schedule import BASE_MS, CAP_MS, LEAST_MS, RESERVE_MS, WISH_CAP_MS
 from persistence.notices import Throttling, call_notices
 from persistence.scope import CallScope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def answered(code: str, status: int = 400, retries: int = 0) -> sdk.ClientError:
@@ -142,8 +147,21 @@ def sender(*outcomes: object) -> Any:
     return send
 
 
-def retrying(clock: FakeClock, at_most_ms: int | None = 60_000, deadline_ms: int | None = None) -> Retries:
-    return Retries(clock, clock.sleep_ms, at_most_ms=at_most_ms, deadline_ms=deadline_ms)
+class Retrying(Retries):
+    """Carried out in this thread, as by a sync store."""
+
+    def __init__(
+        self, clock: FakeClock, sleep_ms: Callable[[float], object], at_most_ms: int | None, deadline_ms: int | None
+    ) -> None:
+        super().__init__(clock, at_most_ms, deadline_ms)
+        self.sleep_ms = sleep_ms
+
+    def call(self, operation: Callable[..., Any], **request: Any) -> Any:
+        return run(self.answer(sending, operation, request), self.sleep_ms)
+
+
+def retrying(clock: FakeClock, at_most_ms: int | None = 60_000, deadline_ms: int | None = None) -> Retrying:
+    return Retrying(clock, clock.sleep_ms, at_most_ms, deadline_ms)
 
 
 @pytest.fixture(autouse=True)
@@ -500,6 +518,39 @@ def test_the_time_that_each_request_itself_takes_counts(clock: FakeClock) -> Non
     assert seconds_spent(None, clock.now_ms + 2_000) == 2
 
 
+@pytest.mark.parametrize("deadline_ms", [None, START_MS + 5_000])
+def test_a_clock_that_stands_still_does_not_make_the_tries_endless(deadline_ms: int | None, clock: FakeClock) -> None:
+    """As a test's own clock does, frozen by freezegun or time-machine."""
+    slept_ms: list[float] = []
+
+    with pytest.raises(sdk.ClientError):
+        Retrying(clock, slept_ms.append, None if deadline_ms else 5_000, deadline_ms).call(sender(throttled(HOT)))
+
+    assert 4_800 < sum(slept_ms) < 5_100
+
+
+@pytest.mark.parametrize("when", ["before the first answer", "in a pause", "at each answer"])
+@pytest.mark.parametrize("deadline_ms", [None, START_MS + 5_000])
+def test_a_clock_that_is_set_back_prolongs_no_tries(deadline_ms: int | None, when: str, clock: FakeClock) -> None:
+    slept_ms: list[float] = []
+
+    def send() -> None:
+        if when == "at each answer" or (when == "before the first answer" and not slept_ms):
+            clock.advance(seconds=-3_600)
+        raise throttled(HOT)
+
+    def sleep_ms(ms: float) -> None:
+        if when == "in a pause" and not slept_ms:
+            clock.advance(seconds=-3_600)
+        clock.sleep_ms(ms)
+        slept_ms.append(ms)
+
+    with pytest.raises(sdk.ClientError):
+        Retrying(clock, sleep_ms, None if deadline_ms else 5_000, deadline_ms).call(send)
+
+    assert 4_700 < sum(slept_ms) < 5_100
+
+
 def test_the_last_error_is_the_one_that_is_raised(clock: FakeClock) -> None:
     last = answered("AccessDeniedException")
 
@@ -661,7 +712,7 @@ def test_an_interruption_after_a_throttle_tells_of_the_throttle(clock: FakeClock
     def interrupted(ms: float) -> None:
         raise KeyboardInterrupt
 
-    retries = Retries(clock, interrupted, at_most_ms=1_000)
+    retries = Retrying(clock, interrupted, 1_000, None)
     with pytest.raises(KeyboardInterrupt):
         retries.call(sender(throttled(HOT)))
 
@@ -849,8 +900,7 @@ def test_a_refusal_is_returned_without_the_frames_that_would_keep_it(clock: Fake
     def refused(**_: Any) -> None:
         raise sdk.ClientError({"Error": {"Code": "ConditionalCheckFailedException"}, "Item": {"id": {"S": "k"}}}, "PutItem")
 
-    answer, refusal = Retries(clock, clock.sleep_ms, at_most_ms=1_000).outcome(refused, {"TableName": "t"})
+    refusal = run(Retries(clock, 1_000).outcome(sending, refused, {"TableName": "t"}), clock.sleep_ms)
 
-    assert answer is None
     assert refusal.response["Item"] == {"id": {"S": "k"}}
     assert refusal.__traceback__ is None

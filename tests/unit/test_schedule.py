@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from persistence._schedule import BASE_MS, CAP_MS, LEAST_MS, RESERVE_MS, WISH_CAP_MS, Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOW_MS = 1_800_000_000_250
 LONG_MS = 3_600_000
@@ -131,3 +135,40 @@ def test_two_schedules_do_not_share_their_ceilings(monkeypatch: pytest.MonkeyPat
     first.pause_ms(NOW_MS)
 
     assert second.pause_ms(NOW_MS) == BASE_MS
+
+
+def pauses(schedule: Schedule, now_ms: Callable[[float], int]) -> list[float]:
+    """All pauses to the end, by a clock that shows *now_ms* of what was slept."""
+    made: list[float] = []
+    while (pause_ms := schedule.pause_ms(now_ms(sum(made)))) is not None:
+        made.append(pause_ms)
+    return made
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "limits", [{"at_most_ms": 5_000, "deadline_ms": None}, {"at_most_ms": None, "deadline_ms": NOW_MS + 5_000}]
+)
+@pytest.mark.parametrize(
+    "now_ms",
+    [lambda _: NOW_MS, lambda _: NOW_MS - LONG_MS, lambda slept_ms: NOW_MS + int(slept_ms) // 2],
+    ids=["stands still", "is set back", "is slow"],
+)
+def test_pauses_count_with_their_length_where_the_clock_shows_less(
+    now_ms: Callable[[float], int], limits: dict[str, Any], seed: int
+) -> None:
+    """A frozen clock would make the tries endless, and one that is set back an hour would prolong them by that."""
+    random.seed(seed)
+
+    made = pauses(Schedule(NOW_MS, **limits), now_ms)
+
+    assert 4_900 - LEAST_MS - len(made) <= sum(made) <= 5_000 + len(made)
+
+
+def test_what_passed_between_two_steps_back_counts() -> None:
+    """Each pause takes its own length, or what the clock shows of it, and what else the clock shows is not forgotten."""
+    schedule = Schedule(NOW_MS, at_most_ms=5_000, deadline_ms=None)
+    schedule.pause_ms(NOW_MS)
+    schedule.pause_ms(NOW_MS - LONG_MS)
+
+    assert schedule.pause_ms(NOW_MS - LONG_MS + 4_991) is None

@@ -7,47 +7,47 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from persistence._steps import arun, run
+from persistence._procedures import Pause, Request, Work, arun, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from persistence._steps import Steps
+    from persistence._procedures import Procedure
 
-    Driver = Callable[[Steps[Any]], Any]
+    Driver = Callable[..., Any]
 
 TROUBLE = ConnectionError("trouble")
 
 
-def awaited(steps: Steps[Any]) -> Any:
+def called(procedure: Procedure[Any], slept_ms: list[float] | None = None) -> Any:
+    """Drive the procedure in this thread."""
+    slept_ms = [] if slept_ms is None else slept_ms
+    return run(procedure, slept_ms.append)
+
+
+def awaited(procedure: Procedure[Any], slept_ms: list[float] | None = None) -> Any:
     """Drive the procedure with its calls made awaitable."""
 
-    def awaitable(call: Callable[[], Any]) -> Callable[[], Any]:
-        async def made() -> Any:
-            await asyncio.sleep(0)
-            return call()
+    async def perform(request: Request) -> Any:
+        await asyncio.sleep(0)
+        return request.call(*request.arguments)
 
-        return made
+    async def sleep_ms(ms: float) -> None:
+        await asyncio.sleep(0)
+        if slept_ms is not None:
+            slept_ms.append(ms)
 
-    def with_awaitable_calls() -> Steps[Any]:
-        answer, error = None, None
-        while True:
-            try:
-                call = steps.send(answer) if error is None else steps.throw(error)
-            except StopIteration as end:
-                return end.value
-            answer, error = None, None
-            try:
-                answer = yield awaitable(call)
-            except Exception as raised:
-                error = raised
+    return asyncio.run(arun(procedure, perform, sleep_ms))
 
-    return asyncio.run(arun(with_awaitable_calls()))
+
+async def awaiting(procedure: Procedure[Any]) -> Any:
+    """Drive a procedure whose calls are to be awaited."""
+    return await arun(procedure, lambda request: request.call(*request.arguments), lambda ms: asyncio.sleep(ms / 1000))
 
 
 @pytest.fixture(params=["called", "awaited"])
 def drive(request: pytest.FixtureRequest) -> Driver:
-    return run if request.param == "called" else awaited
+    return called if request.param == "called" else awaited
 
 
 def failing(error: BaseException) -> Callable[[], Any]:
@@ -60,16 +60,16 @@ def failing(error: BaseException) -> Callable[[], Any]:
 
 
 def test_a_procedure_gets_the_answer_of_each_call_in_turn(drive: Driver) -> None:
-    def procedure() -> Steps[list[int]]:
-        first = yield lambda: 1
-        second = yield lambda: first + 1
+    def procedure() -> Procedure[list[int]]:
+        first = yield Request(lambda: 1)
+        second = yield Request(lambda: first + 1)
         return [first, second]
 
     assert drive(procedure()) == [1, 2]
 
 
 def test_a_procedure_may_end_without_a_call(drive: Driver) -> None:
-    def procedure() -> Steps[str]:
+    def procedure() -> Procedure[str]:
         yield from ()
         return "done"
 
@@ -77,34 +77,34 @@ def test_a_procedure_may_end_without_a_call(drive: Driver) -> None:
 
 
 def test_a_procedure_may_end_without_a_result(drive: Driver) -> None:
-    def procedure() -> Steps[None]:
-        yield lambda: 1
+    def procedure() -> Procedure[None]:
+        yield Request(lambda: 1)
 
     assert drive(procedure()) is None
 
 
 def test_an_answer_may_be_none_or_an_error_as_a_value(drive: Driver) -> None:
-    def procedure() -> Steps[list[Any]]:
-        return [(yield lambda: None), (yield lambda: TROUBLE)]
+    def procedure() -> Procedure[list[Any]]:
+        return [(yield Request(lambda: None)), (yield Request(lambda: TROUBLE))]
 
     assert drive(procedure()) == [None, TROUBLE]
 
 
 def test_the_error_of_a_call_is_raised_in_the_procedure_which_may_go_on(drive: Driver) -> None:
-    def procedure() -> Steps[tuple[Any, Any]]:
+    def procedure() -> Procedure[tuple[Any, Any]]:
         try:
-            yield failing(TROUBLE)
+            yield Request(failing(TROUBLE))
         except ConnectionError as error:
-            return error, (yield lambda: "again")
+            return error, (yield Request(lambda: "again"))
         return ()
 
     assert drive(procedure()) == (TROUBLE, "again")
 
 
 def test_a_procedure_may_end_where_a_call_fails(drive: Driver) -> None:
-    def procedure() -> Steps[str]:
+    def procedure() -> Procedure[str]:
         try:
-            yield failing(TROUBLE)
+            yield Request(failing(TROUBLE))
         except ConnectionError:
             return "given up"
         return ""
@@ -113,8 +113,8 @@ def test_a_procedure_may_end_where_a_call_fails(drive: Driver) -> None:
 
 
 def test_an_error_that_the_procedure_does_not_catch_reaches_the_caller_as_it_is(drive: Driver) -> None:
-    def procedure() -> Steps[None]:
-        yield failing(TROUBLE)
+    def procedure() -> Procedure[None]:
+        yield Request(failing(TROUBLE))
 
     with pytest.raises(ConnectionError) as error:
         drive(procedure())
@@ -123,9 +123,9 @@ def test_an_error_that_the_procedure_does_not_catch_reaches_the_caller_as_it_is(
 
 
 def test_an_error_of_the_procedure_itself_reaches_the_caller_and_its_context_is_kept(drive: Driver) -> None:
-    def procedure() -> Steps[None]:
+    def procedure() -> Procedure[None]:
         try:
-            yield failing(TROUBLE)
+            yield Request(failing(TROUBLE))
         except ConnectionError as error:
             raise LookupError("told") from error
 
@@ -136,7 +136,7 @@ def test_an_error_of_the_procedure_itself_reaches_the_caller_and_its_context_is_
 
 
 def test_a_procedure_fails_before_its_first_call(drive: Driver) -> None:
-    def procedure() -> Steps[None]:
+    def procedure() -> Procedure[None]:
         yield from ()
         raise LookupError("at once")
 
@@ -147,12 +147,12 @@ def test_a_procedure_fails_before_its_first_call(drive: Driver) -> None:
 def test_the_calls_of_a_procedure_within_another_are_made_in_order(drive: Driver) -> None:
     made: list[str] = []
 
-    def inner() -> Steps[int]:
-        yield lambda: made.append("inner")
+    def inner() -> Procedure[int]:
+        yield Request(lambda: made.append("inner"))
         return 2
 
-    def outer() -> Steps[int]:
-        yield lambda: made.append("outer")
+    def outer() -> Procedure[int]:
+        yield Request(lambda: made.append("outer"))
         return 1 + (yield from inner())
 
     assert drive(outer()) == 3
@@ -164,14 +164,14 @@ def test_the_end_of_the_process_passes_by_the_procedure(end: type[BaseException]
     """It may not be taken for a trouble of the store, nor retried."""
     seen: list[BaseException] = []
 
-    def procedure() -> Steps[None]:
+    def procedure() -> Procedure[None]:
         try:
-            yield failing(end())
+            yield Request(failing(end()))
         except Exception as error:
             seen.append(error)
 
     with pytest.raises(end):
-        run(procedure())
+        called(procedure())
 
     assert seen == []
 
@@ -187,14 +187,14 @@ def test_a_cancellation_ends_the_procedure_where_it_is() -> None:
             entered.set()
             await asyncio.Event().wait()
 
-        def procedure() -> Steps[None]:
+        def procedure() -> Procedure[None]:
             try:
-                yield hang
+                yield Request(hang)
             except Exception:
                 calls.append("caught")
-            yield hang
+            yield Request(hang)
 
-        task = asyncio.create_task(arun(procedure()))
+        task = asyncio.create_task(awaiting(procedure()))
         await entered.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -212,35 +212,84 @@ def test_an_awaited_procedure_gets_the_answer_and_the_error_of_what_it_awaits() 
     async def fail() -> int:
         raise TROUBLE
 
-    def procedure() -> Steps[tuple[int, Exception]]:
-        first = yield answer
+    def procedure() -> Procedure[tuple[int, Exception]]:
+        first = yield Request(answer)
         try:
-            yield fail
+            yield Request(fail)
         except ConnectionError as error:
             return first, error
         return 0, TROUBLE
 
-    assert asyncio.run(arun(procedure())) == (1, TROUBLE)
+    assert asyncio.run(awaiting(procedure())) == (1, TROUBLE)
 
 
 def test_a_call_that_raises_before_it_is_awaited_is_an_error_of_the_call() -> None:
-    def procedure() -> Steps[str]:
+    def procedure() -> Procedure[str]:
         try:
-            yield failing(TROUBLE)
+            yield Request(failing(TROUBLE))
         except ConnectionError:
             return "caught"
         return ""
 
-    assert asyncio.run(arun(procedure())) == "caught"
+    assert asyncio.run(awaiting(procedure())) == "caught"
 
 
 @pytest.mark.parametrize("end", [StopIteration, StopAsyncIteration])
 def test_a_call_that_raises_stop_iteration_does_not_end_the_procedure_unseen(end: type[Exception]) -> None:
-    def procedure() -> Steps[str]:
+    def procedure() -> Procedure[str]:
         try:
-            yield failing(end("mine"))
+            yield Request(failing(end("mine")))
         except end:
             return "caught"
         return "not seen"
 
-    assert run(procedure()) == "caught"
+    assert called(procedure()) == "caught"
+
+
+def test_a_call_gets_its_arguments(drive: Driver) -> None:
+    def procedure() -> Procedure[int]:
+        return (yield Request(divmod, (7, 2))), (yield Work(max, (1, 5, 3)))
+
+    assert drive(procedure()) == ((3, 1), 5)
+
+
+def test_a_procedure_pauses_for_as_long_as_it_asks_and_is_told_nothing(drive: Driver) -> None:
+    slept_ms: list[float] = []
+
+    def procedure() -> Procedure[list[Any]]:
+        return [(yield Pause(5)), (yield Request(lambda: "answer")), (yield Pause(0.5))]
+
+    assert drive(procedure(), slept_ms) == [None, "answer", None]
+    assert slept_ms == [5, 0.5]
+
+
+def test_a_pause_that_fails_is_an_error_in_the_procedure() -> None:
+    def sleep_ms(_ms: float) -> None:
+        raise TROUBLE
+
+    def procedure() -> Procedure[Any]:
+        try:
+            yield Pause(1)
+        except ConnectionError as error:
+            return error
+
+    assert run(procedure(), sleep_ms) is TROUBLE
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_the_end_of_the_process_has_the_procedure_clean_up_before_the_caller_hears_of_it(end: type[BaseException]) -> None:
+    """And not when the collector finds it, which may be in the middle of another call."""
+    cleaned: list[str] = []
+
+    def procedure() -> Procedure[None]:
+        try:
+            yield Request(failing(end()))
+        finally:
+            cleaned.append("up")
+
+    paused = procedure()
+    with pytest.raises(end):
+        called(paused)
+
+    assert cleaned == ["up"]
+    assert paused.gi_frame is None
