@@ -23,11 +23,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from _thread import allocate_lock  # threading makes its Lock of it, and costs more to import than this module
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from persistence._sigv4 import Credentials
 from persistence._values import Value
+from persistence.background import ForkLock
 from persistence.exceptions import IdempotencyPersistenceConfigError
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def tls_context() -> ssl.SSLContext:
         return _contexts[setting]
 
 
-_lock: Final = allocate_lock()
+_lock: Final = ForkLock()
 _contexts: Final[dict[tuple[str | None, ...], ssl.SSLContext]] = {}
 #: botocore's session for the environment that it was made in: one, so that clients share credentials and their refresh.
 _own: Final[dict[tuple[tuple[str, str], ...], Any]] = {}

@@ -54,7 +54,7 @@ class TooLateError(Exception):
 
 
 def note_outcome(error: Exception, *, is_unknown: bool) -> None:
-    """Note on the error whether the write that it ends may have been applied, here or in an earlier try.  See `may_be_written`."""
+    """Note on the error whether the write that it ends may have been applied, by this try or an earlier one."""
     with suppress(AttributeError, TypeError):  # of a class that forbids it, and then it counts as unknown
         error.outcome_is_unknown = is_unknown  # type: ignore[attr-defined]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import allocate_lock  # of which threading, whose import is not free, makes its Lock
 from functools import cache, cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
@@ -27,6 +26,7 @@ from persistence._retries import (
     throttling_reasons,
 )
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, RESERVE_MS
+from persistence.background import ForkLock, in_forked_child
 from persistence.base import Refusal
 from persistence.exceptions import (
     IdempotencyItemNotFoundError,
@@ -70,7 +70,7 @@ DOWNLOAD_RETRY_MS: Final = 5_000
 
 #: Clients are made one at a time: boto3's default session is not safe to create clients from in several threads.
 #: https://boto3.amazonaws.com/v1/documentation/api/latest/guide/clients.html#multithreading-or-multiprocessing-with-clients
-_client_lock = allocate_lock()
+_client_lock = ForkLock()
 
 
 #: Which client a store makes.
@@ -233,6 +233,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             raise ValueError("boto_config and boto3_session are for a client of boto3's, and client='lean' is none")
         self._client_kind = client
         self._prepared: DynamoDBClient | None = None
+        self._made: list[DynamoDBClient] = []
         self._boto_config = boto_config
         self._boto3_session = boto3_session
         if boto3_client is not None:
@@ -249,7 +250,24 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             made: DynamoDBClient = self.__dict__["client"]
             return made
 
+    def after_fork(self) -> None:
+        """In a forked child: drop the clients that this store has made, whose connections are the parent's."""
+        made, self._made = self._made, []
+        self._prepared = None
+        if any(client is self.__dict__.get("client") for client in made):
+            del self.__dict__["client"]
+        for region, client in list(self._region_clients.items()):
+            if any(client is each for each in made):
+                del self._region_clients[region]
+
     def _new_client(self, region: str | None) -> DynamoDBClient:
+        client = self._made_client(region)
+        if not self._made:
+            in_forked_child(self)
+        self._made.append(client)
+        return client
+
+    def _made_client(self, region: str | None) -> DynamoDBClient:
         if self._client_kind == "lean":
             from persistence.lean import LeanClient  # here: who uses another does not pay for the import
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from persistence._retries import error_code
 from persistence._sdk import prepare
+from persistence.background import ForkLock, in_forked_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ USER_AGENT: Final = "lambda-idempotency"
 #: What S3 answers to a GetObject of what is not there.
 MISSING: Final = frozenset({"NoSuchKey", "NoSuchBucket", "404"})
 
-_client_lock = Lock()
+_client_lock = ForkLock()
 
 
 class ResultOffload(Protocol):
@@ -96,6 +96,7 @@ class S3ResultOffload:
         self._put_options = dict(put_options or {})
         self._get_options = dict(get_options or {})
         self._client: S3Client | None = None
+        self._is_own_client = False
         if boto3_client is not None:
             self.client = boto3_client
 
@@ -106,12 +107,20 @@ class S3ResultOffload:
             with _client_lock:
                 if self._client is None:  # else another thread was first
                     self.client = self._new_client()
+                    self._is_own_client = True
+                    in_forked_child(self)
         return cast("S3Client", self._client)
 
     @client.setter
     def client(self, client: S3Client) -> None:
         prepare(client)
         self._client = client
+        self._is_own_client = False
+
+    def after_fork(self) -> None:
+        """In a forked child: drop the client that this offload has made, whose connections are the parent's."""
+        if self._is_own_client:
+            self._client = None
 
     def _new_client(self) -> S3Client:
         import boto3

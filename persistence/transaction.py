@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from _thread import RLock  # reentrant, for a signal's handler that makes a call
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from persistence._dynamodb_items import MAX_ITEM_BYTES, item_bytes
@@ -75,7 +75,7 @@ class Transaction:
         self._key_names: dict[str, frozenset[str]] = {self._own_table: frozenset(own_key)}
         self._seen: dict[str, list[Item]] = {}
         self._is_closed = False
-        self._lock = Lock()
+        self._lock = RLock()
 
     def put(
         self,

@@ -266,3 +266,37 @@ def test_a_release_with_a_lost_answer_and_then_a_definite_error_is_only_a_note(b
 
     assert "AccessDeniedException" in caught.value.__notes__[0]
     assert Payments(bench, form)() == "paid"
+
+
+@pytest.mark.parametrize("options", [{}, {"orphan_takeover": False}], ids=["with takeover", "without"])
+def test_a_claim_whose_answers_were_all_lost_is_given_up(bench: Bench, form: Form, options: dict[str, Any]) -> None:
+    """It knows that it ran nothing.  Without takeover, its key would be held for ten years."""
+    pay = Payments(bench, form, **options)
+    bench.client.always("put_item", lost(read_timeout()))
+    with pytest.raises(IdempotencyPersistenceLayerError):
+        pay()
+    assert (pay.runs, bench.peek(KEY)) == (0, None)
+
+    bench.client.clear()
+    assert pay() == "paid"
+
+
+def test_a_claim_that_was_surely_not_written_costs_no_release(bench: Bench, form: Form) -> None:
+    pay = Payments(bench, form)
+    bench.client.always("put_item", refused(throttle()))
+    with pytest.raises(IdempotencyPersistenceLayerError):
+        pay()
+
+    assert bench.client.count("delete_item") == 0
+
+
+def test_a_claim_that_cannot_be_given_up_is_logged_and_its_own_error_is_raised(
+    bench: Bench, form: Form, caplog: pytest.LogCaptureFixture
+) -> None:
+    pay = Payments(bench, form)
+    bench.client.always("put_item", lost(read_timeout()))
+    bench.client.always("delete_item", refused(access_denied()))
+    with pytest.raises(IdempotencyPersistenceLayerError, match="^Failed to save in progress record"):
+        pay()
+
+    assert [KEY in record.getMessage() for record in caplog.records] == [True]

@@ -807,13 +807,13 @@ def test_a_request_that_is_too_old_is_refused_if_the_orphan_is_no_longer_there(f
 
 
 def test_a_request_that_becomes_too_old_while_it_waits_is_refused_once_the_key_is_free() -> None:
-    waiting = PLAN.replace(wait_until_ms=NOW_MS + 20_000, fresh_until_ms=NOW_MS + 10_000)
+    waiting = PLAN.replace(wait_until_ms=NOW_MS + 20_000, wait_ms=20_000, fresh_until_ms=NOW_MS + 10_000)
     outcome = play(
         execution(waiting),
         (Claim(None), Refused(RUNNING, NOW_MS)),
-        (Wait(0, 20_000), None),
+        (Wait(0, 20_000), Slept(9_000)),
         (Fetch(), Found(RUNNING, NOW_MS + 9_000)),
-        (Wait(1, 11_000), None),
+        (Wait(1, 11_000), Slept(1_001)),
         (Fetch(), Found(None, NOW_MS + 10_001)),
     )
 
