@@ -25,7 +25,7 @@ class IssueTime:
     """Where a function's requests say when they were issued.
 
     Raises:
-        jmespath.exceptions.ParseError: the expression is no JMESPath.
+        jmespath.exceptions.ParseError: the expression is not valid JMESPath.
     """
 
     def __init__(self, expression: str, jmespath_options: dict[str, Any] | None) -> None:
@@ -56,7 +56,7 @@ def _epoch_ms(time: Any) -> int:
     """The time in epoch milliseconds.
 
     Raises:
-        ArithmeticError, TypeError, ValueError: it is none.
+        ArithmeticError, TypeError, ValueError: it is not in one of the known forms.
     """
     if isinstance(time, bool):
         raise TypeError

@@ -259,7 +259,7 @@ def test_a_request_that_becomes_too_old_while_it_waits_gets_the_result_or_is_ref
     assert work.runs == []
 
 
-# What is no time of issue
+# Times that cannot be read
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_request_that_becomes_too_old_before_it_is_claimed_creates_no_record(s
     assert (story.runs, bench.peek(KEY)) == (0, None)
 
 
-def test_a_refusal_whose_record_ages_before_it_is_judged_is_no_licence_to_run(story: Story) -> None:
+def test_a_refusal_whose_record_ages_before_it_is_judged_does_not_permit_a_run(story: Story) -> None:
     """The result refuses the claim in its last moment; when that is judged, it has expired, and the request is too old."""
     bench = story.bench
     story.payload["time"] = bench.clock.now_ms

@@ -1,4 +1,4 @@
-"""When a request was issued: which forms are read, and what is no time."""
+"""When a request was issued: which forms are read, and which are errors."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("time", UNREADABLE, ids=[f"{number}-{type(time).__name__}" for number, time in enumerate(UNREADABLE)])
-def test_what_is_no_time_is_an_error_that_names_the_expression_and_not_the_value(time: Any) -> None:
+def test_an_unreadable_time_is_an_error_that_names_the_expression_and_not_the_value(time: Any) -> None:
     with pytest.raises(IdempotencyKeyError) as raised:
         AT.ms({"time": time})
 
