@@ -19,7 +19,12 @@ def run(story: str) -> None:
         "AWS_SECRET_ACCESS_KEY": "secret",
     }
     done = subprocess.run(
-        [sys.executable, "-P", "-W", "ignore", "-c", story], env=environment, capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-P", "-W", "ignore", "-c", story],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
