@@ -39,6 +39,7 @@ from persistence._cache_errors import (
 from persistence._cache_scripts import FENCED, GRANTED, TextFormat, foreign, granted, kept_ms, reply
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, Schedule
 from persistence._steps import arun, run
+from persistence._values import FixedText
 from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, _Layer, call_deadline_ms
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
@@ -77,6 +78,17 @@ class _CacheLayer(_Layer):
     """What the sync and the async store share: how they are made, and the procedures."""
 
     supports_leases = True
+
+    # As in Powertools, for subclasses; and those that are this library's own.
+    in_progress_expiry_attr = FixedText("_texts", "lease")
+    expiry_attr = FixedText("_texts", "expiry")
+    status_attr = FixedText("_texts", "status")
+    data_attr = FixedText("_texts", "data")
+    validation_key_attr = FixedText("_texts", "validation")
+    owner_token_attr = FixedText("_texts", "owner")
+    generation_attr = FixedText("_texts", "generation")
+    holder_attr = FixedText("_texts", "holder")
+    result_not_kept_attr = FixedText("_texts", "not_kept")
 
     sleep_ms: Callable[..., Any]
     _is_async: bool
