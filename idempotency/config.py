@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import ref
+
+from persistence._checks import (
+    check_callable,
+    check_flag,
+    check_mapping,
+    check_object,
+    check_seconds,
+    check_text,
+    check_whole_number,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,17 +73,21 @@ class IdempotencyConfig:
             `powertools_base64` and `powertools_base64_gzip`.
         raise_on_no_idempotency_key: Whether a payload without a key is an `IdempotencyKeyError`, before the function runs.  If
             not, the function runs without any protection, after a warning.
-        expires_after_seconds: How long a result is replayed, from its completion.
+        expires_after_seconds: How long a result is replayed, from its completion, to the second; 0 keeps only calls apart that
+            come at the same time.
         use_local_cache: Whether results are also replayed from this process's memory, without asking the store.
-        local_cache_max_items: The most results remembered so, per function.
+        local_cache_max_items: The most results remembered so, per function; at least 1.
         hash_function: A hash of `hashlib`, by name.
         lambda_context: As if given to `register_lambda_context`.
         response_hook: Called with each replayed response; see `IdempotentHookFunction`.
         lease_seconds: How long an attempt holds its key where no Lambda deadline is known.  A heartbeat renews it while the
             function runs, so it is the time after which the key of a crashed process is free, not a limit of the run.  Also the
             lease of a durable execution, which must exceed its longest wait: nothing renews it while the execution is suspended.
-        lease_margin_seconds: How much later than the Lambda deadline the lease ends.  Lambda was seen to stop a function 0.7 s
-            late, and the margin also covers the difference between two machines' clocks.
+            With a native async store, the event loop of the call renews it: a function that blocks the loop for longer loses
+            its key to another attempt.  Keep blocking work off the loop, for example by `asyncio.to_thread`.
+        lease_margin_seconds: How much longer a lease lasts in its record than its attempt counts on: than the Lambda deadline,
+            or than *lease_seconds*.  It must exceed the difference between two machines' clocks plus the time by which an
+            attempt is stopped late: Lambda was seen to stop a function 0.7 s late, which leaves 0.3 s of the default.
         wait_for_in_progress_seconds: How long a call waits for the result of another attempt at its key, never past its own
             deadline, before it raises `IdempotencyAlreadyInProgressError`.
         orphan_takeover: Whether a call runs the function again when an earlier attempt's lease ended without a result.  If not,
@@ -88,6 +102,7 @@ class IdempotencyConfig:
             that it never completed; without a record, it is an `IdempotencyRequestTooOldError`.  See docs/old-requests.md.
 
     Raises:
+        TypeError: an option is of another type than it must be.
         ValueError: a number makes no sense.
     """
 
@@ -112,21 +127,31 @@ class IdempotencyConfig:
         observers: Sequence[Observer] = (),
         issued_at_jmespath: str = "",
     ) -> None:
-        if not 0 < lease_seconds < inf:
-            raise ValueError(f"lease_seconds must be a positive number, not {lease_seconds}")
-        if not 0 <= lease_margin_seconds < inf:
-            raise ValueError(f"lease_margin_seconds must be 0 or more, not {lease_margin_seconds}")
-        if not 0 <= wait_for_in_progress_seconds < inf:
-            raise ValueError(f"wait_for_in_progress_seconds must be 0 or more, not {wait_for_in_progress_seconds}")
-        if not -inf < expires_after_seconds < inf:
-            raise ValueError(f"expires_after_seconds must be a number, not {expires_after_seconds}")
+        check_text("event_key_jmespath", event_key_jmespath)
+        check_text("payload_validation_jmespath", payload_validation_jmespath)
+        check_mapping("jmespath_options", jmespath_options)
+        check_flag("raise_on_no_idempotency_key", raise_on_no_idempotency_key)
+        check_seconds("expires_after_seconds", expires_after_seconds)
+        check_flag("use_local_cache", use_local_cache)
+        check_whole_number("local_cache_max_items", local_cache_max_items, 1)
+        check_text("hash_function", hash_function, is_optional=False)
+        if lambda_context is not None:
+            check_object("lambda_context", lambda_context, "a Lambda context", ("get_remaining_time_in_millis",))
+        if response_hook is not None:
+            check_callable("response_hook", response_hook)
+        check_seconds("lease_seconds", lease_seconds, is_positive=True)
+        check_seconds("lease_margin_seconds", lease_margin_seconds)
+        check_seconds("wait_for_in_progress_seconds", wait_for_in_progress_seconds)
+        check_flag("orphan_takeover", orphan_takeover)
+        check_flag("require_all_key_fields", require_all_key_fields)
+        check_text("issued_at_jmespath", issued_at_jmespath)
         if issued_at_jmespath and expires_after_seconds <= lease_margin_seconds:
             raise ValueError(
                 f"expires_after_seconds must exceed lease_margin_seconds, {lease_margin_seconds}, with issued_at_jmespath, and "
                 f"{expires_after_seconds} does not: every request would be too old"
             )
-        self.event_key_jmespath = event_key_jmespath
-        self.payload_validation_jmespath = payload_validation_jmespath
+        self.event_key_jmespath = event_key_jmespath or ""
+        self.payload_validation_jmespath = payload_validation_jmespath or ""
         self.jmespath_options = jmespath_options
         self.raise_on_no_idempotency_key = raise_on_no_idempotency_key
         self.expires_after_seconds = expires_after_seconds
@@ -144,7 +169,7 @@ class IdempotencyConfig:
         self.wait_for_in_progress_seconds = wait_for_in_progress_seconds
         self.orphan_takeover = orphan_takeover
         self.require_all_key_fields = require_all_key_fields
-        self.observers = tuple(observers)
+        self.observers = _checked(observers)
         self.issued_at_jmespath = issued_at_jmespath
 
     @property
@@ -187,3 +212,14 @@ class IdempotencyConfig:
         """For the library: that handler has ended.  A second time, this changes nothing."""
         if self._running_context is context:
             self._running_context = None
+
+
+def _checked(observers: Sequence[Observer]) -> tuple[Observer, ...]:
+    if isinstance(observers, str) or not hasattr(observers, "__iter__"):
+        raise TypeError(f"observers must be a list of functions or other callables, not {kind_of(observers)}")
+    checked = tuple(observers)
+    for each in checked:
+        if isinstance(each, type):
+            raise TypeError(f"observers must be callable objects, not the class {each.__name__}: create an object of it")
+        check_callable("an observer", each)
+    return checked

@@ -11,19 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
-from persistence._cache_errors import (
-    UnacknowledgedError,
-    is_answer,
-    is_not_now,
-    is_unanswered,
-    is_unknown_script,
-)
+from persistence._cache_errors import UnacknowledgedError, is_unknown_script
 from persistence._cache_scripts import has_written
+from persistence._checks import check_flag, check_text, whole_number
 from persistence._procedures import Request
 from persistence.exceptions import IdempotencyPersistenceConfigError, IdempotencyUnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import timedelta
 
     from persistence._cache_scripts import Script
@@ -36,6 +31,8 @@ CONNECT_TIMEOUT: Final = 1
 READ_TIMEOUT: Final = 2
 #: How often a cluster's client, while it is made, asks another node in the place of one that does not answer.
 OTHER_NODES: Final = 3
+#: More databases than any server has.
+MAX_DB_INDEX: Final = 2**31 - 1
 #: How long a server waits for its replicas, in milliseconds; less than the read timeout.
 REPLICATION_MS: Final = 500
 
@@ -44,6 +41,11 @@ _URL_HINT: Final = (
     "url is none of Valkey or Redis: expected rediss://user:password@host:port/db, "
     "with special characters in the password percent-encoded"
 )
+
+
+OPTIONS_REFUSED: Final = "The cache's client does not take these options"
+#: Of a cluster's client, which sends WAIT to any connection.
+NO_REPLICAS_OF_CLUSTERS: Final = "min_replicas_ack is not for a cluster: its client sends WAIT to any connection"
 
 
 class CacheClientProtocol(Protocol):
@@ -72,8 +74,12 @@ class CacheClientProtocol(Protocol):
 class CacheConnection:
     """How to reach a server, and clients for it.  Neither its repr nor its errors show the password.
 
+    Making one imports the client's package and checks the options, and sends nothing.
+
     Raises:
-        IdempotencyPersistenceConfigError: an unknown mode, a URL that is none, or no address at all.
+        TypeError, ValueError: an option cannot be what it must be.
+        IdempotencyPersistenceConfigError: an unknown mode, a broken URL, no address at all, options that the client does not
+            take, or no package to make a client with.
     """
 
     def __init__(
@@ -89,8 +95,16 @@ class CacheConnection:
     ) -> None:
         if mode not in ("standalone", "cluster"):
             raise IdempotencyPersistenceConfigError(f"Mode {mode} not supported")
+        check_text("url", url)
+        check_text("host", host)
         if not url and not host:
             raise IdempotencyPersistenceConfigError("A cache store needs a url, a host, or a client")
+        if not url:  # which leaves the others unused
+            check_text("username", username)
+            check_text("password", password)
+            check_flag("ssl", ssl)
+            port = whole_number("port", port, 1, 65_535)
+            db_index = whole_number("db_index", db_index, 0, MAX_DB_INDEX)
         self.url = url
         self.host = host
         self.port = port
@@ -100,31 +114,48 @@ class CacheConnection:
         self.mode = mode
         self.ssl = ssl
 
-    def client(self, *, is_async: bool) -> Any:
-        """A client by redis-py, or by valkey-py where that is all there is.  A cluster's sync one connects at once.
+    def new_client(self, *, is_async: bool) -> Any:
+        """A client by redis-py, or by valkey-py if only that is installed.  Only a cluster's sync client connects now.
 
         Raises:
-            IdempotencyPersistenceConfigError: neither package is installed, or the URL is none.
-            IdempotencyUnreachableError: the cluster cannot be reached.
+            IdempotencyPersistenceConfigError: neither package is installed, or the URL is broken.
+            Exception: what the client raises if the cluster cannot be reached.
         """
         package = _package()
-        client = self._made(package, is_async=is_async)
-        if self.mode == "cluster" and not is_async:
+        client = self._made(package, is_cluster=self.mode == "cluster", is_async=is_async)
+        if self.connects_when_made(is_async=is_async):
             _end_tries(package, client)
         return client
 
-    def _made(self, package: Any, *, is_async: bool) -> Any:
-        name = package.__name__.capitalize() + ("Cluster" if self.mode == "cluster" else "")
+    def connects_when_made(self, *, is_async: bool) -> bool:
+        """Whether a client of this kind cannot be made without the server."""
+        return self.mode == "cluster" and not is_async
+
+    def check(self) -> None:
+        """Find out, without the server, whether a client can be made of the options.
+
+        Raises:
+            IdempotencyPersistenceConfigError: it cannot.
+        """
+        # Never a cluster's, which would connect.  It takes the same options.
+        pool = self._made(_package(), is_cluster=False, is_async=False).connection_pool
+        try:
+            pool.connection_class(**pool.connection_kwargs)
+        except Exception as error:
+            raise IdempotencyPersistenceConfigError(OPTIONS_REFUSED) from error
+
+    def _made(self, package: Any, *, is_cluster: bool, is_async: bool) -> Any:
+        name = package.__name__.capitalize() + ("Cluster" if is_cluster else "")
         client_class = getattr(import_module(f"{package.__name__}.asyncio") if is_async else package, name)
-        options = _patience(package, is_cluster=self.mode == "cluster", is_async=is_async)
+        options = _patience(package, is_cluster=is_cluster, is_async=is_async)
         if self.url:
             return self._from_url(client_class, options)
         if self.ssl:
             options |= {"ssl": True, "ssl_check_hostname": True}
-        if self.mode == "standalone":
+        if not is_cluster:
             options["db"] = self.db_index
-        connect = partial(client_class, host=self.host, port=self.port, username=self.username or None, **options)
-        return self._reached(partial(connect, password=self.password or None))
+        credentials = {"username": self.username or None, "password": self.password or None}
+        return client_class(host=self.host, port=self.port, **credentials, **options)
 
     def _from_url(self, client_class: Any, options: dict[str, Any]) -> Any:
         scheme, colon, rest = self.url.partition(":")
@@ -139,18 +170,10 @@ class CacheConnection:
             _ = parts.port
             # An "@" behind the host is the end of a password with a "/", "?" or "#" in it.
             if scheme == "unix" or "@" not in parts.path + parts.query + parts.fragment:
-                return self._reached(partial(client_class.from_url, f"{scheme}{colon}{rest}", **options))
+                return client_class.from_url(f"{scheme}{colon}{rest}", **options)
         except ValueError:
             pass  # its text may hold a part of the password
         raise IdempotencyPersistenceConfigError(_URL_HINT)
-
-    def _reached(self, connect: Any) -> Any:
-        try:
-            return connect()
-        except Exception as error:
-            if isinstance(error, ValueError) or not is_unanswered(error):
-                raise
-            raise self.unreachable(error) from error
 
     def unreachable(self, error: Exception) -> IdempotencyUnreachableError:
         """The error of a server that cannot be reached, with what may be the matter."""
@@ -160,23 +183,6 @@ class CacheConnection:
         else:
             hint = " If it has no TLS, say ssl=False." if self.ssl else " If it has TLS, leave ssl=False out."
         return IdempotencyUnreachableError(f"Could not connect to the cache at {place}.{hint}", error)
-
-    def ping(self, client: Any) -> None:
-        """Connect, and leave the connection to the first call.
-
-        Raises:
-            IdempotencyUnreachableError: nobody answers, or what answers lets nobody in.
-        """
-        if self.mode == "cluster":
-            return  # connected when it was made, to the nodes that are there
-        try:
-            client.ping()
-        except Exception as error:
-            if is_unanswered(error) and not is_not_now(error):
-                raise self.unreachable(error) from error
-            if not is_answer(error) and not is_not_now(error):
-                raise IdempotencyPersistenceConfigError("The cache's client does not take these options", error) from error
-            # Somebody is there, and may have time, or other permissions, when the first call comes.
 
 
 def _package() -> Any:
@@ -236,9 +242,7 @@ class EvalPort:
         is_cluster = hasattr(client, "get_node_from_key")
         self._is_awaited_cluster = is_cluster and is_awaited(client)
         if min_replicas_ack and is_cluster:
-            raise IdempotencyPersistenceConfigError(
-                "min_replicas_ack is not for a cluster: its client sends WAIT to any connection"
-            )
+            raise IdempotencyPersistenceConfigError(NO_REPLICAS_OF_CLUSTERS)
 
     def run(
         self, script: Script, key: str, arguments: Sequence[str], *, is_acknowledged: bool, deadline_ms: int | None = None
@@ -286,6 +290,27 @@ class EvalPort:
             yield Request(partial(pool.disconnect, **({"inuse_connections": False} if knows_use else {})))
 
 
+class UnconnectedPort:
+    """In the place of the port of a client that connects while it is made: it is made at the first request, and as a part of it.
+
+    So if nobody answers, the request is repeated and given up as any other.
+    """
+
+    def __init__(self, connect: Callable[[], EvalPort]) -> None:
+        self.connect = connect
+
+    def run(
+        self, script: Script, key: str, arguments: Sequence[str], *, is_acknowledged: bool, deadline_ms: int | None = None
+    ) -> Procedure[Any]:
+        """The script's answer, by the new client."""
+        port = yield Request(self.connect, (), deadline_ms)
+        return (yield from port.run(script, key, arguments, is_acknowledged=is_acknowledged, deadline_ms=deadline_ms))
+
+    def reconnect(self) -> Procedure[None]:
+        """Nothing: there is no connection yet."""
+        yield from ()
+
+
 class GlidePort:
     """A client of Valkey GLIDE, which remembers what servers know, and reconnects, by itself."""
 
@@ -323,6 +348,8 @@ def port_of(client: Any, min_replicas_ack: int) -> EvalPort | GlidePort | None:
     Raises:
         IdempotencyPersistenceConfigError: the client cannot do what is asked, or lacks even those.
     """
+    if isinstance(client, type) and inspect.isfunction(inspect.getattr_static(client, "get", None)):
+        raise IdempotencyPersistenceConfigError(f"client must be an object, not the class {client.__name__}: create one of it")
     if hasattr(client, "invoke_script"):
         return GlidePort(client, min_replicas_ack)
     if hasattr(client, "evalsha") and hasattr(client, "eval"):

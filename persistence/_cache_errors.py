@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from persistence.exceptions import IdempotencyPersistenceLayerError, IdempotencyUnreachableError
+
 #: Answers that mean "not now", as codes and as the names that clients make of them: the request was not applied.
 #: A master that is loading, was demoted, or moved the key's slot; one that is out of memory, busy, or short of replicas.
 NOT_NOW: Final = frozenset(
@@ -106,6 +108,10 @@ def without_arguments(error: Exception) -> Exception:
     if not _ARGUMENTS.search(text):
         return error
     return CacheError(f"{type(error).__name__}: {_ARGUMENTS.sub('', text)}".rstrip(": "))
+
+
+class FirstCallError(IdempotencyPersistenceLayerError, IdempotencyUnreachableError):
+    """A verb failed because the server has never answered this store."""
 
 
 class UnacknowledgedError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
+from persistence._checks import check_object, check_whole_number
 from persistence._dynamodb_items import MAX_ITEM_BYTES, ItemFormat
 from persistence._packing import (
     COMPRESSIONS,
@@ -59,12 +60,10 @@ class LargeResults:
     ) -> None:
         if compression is not None and compression not in COMPRESSIONS:
             raise ValueError(f"compression must be 'gzip', 'zstd' or None, not {compression!r}")
-        if not LEAST_THRESHOLD <= item_size_threshold <= MAX_ITEM_BYTES:
-            raise ValueError(
-                f"item_size_threshold must be from {LEAST_THRESHOLD} to {MAX_ITEM_BYTES} bytes, not {item_size_threshold}"
-            )
-        if max_result_bytes < 1:
-            raise ValueError(f"max_result_bytes must be at least 1, not {max_result_bytes}")
+        check_whole_number("item_size_threshold", item_size_threshold, LEAST_THRESHOLD, MAX_ITEM_BYTES, "bytes")
+        check_whole_number("max_result_bytes", max_result_bytes, 1)
+        if offload is not None:
+            check_object("result_offload", offload, "an object such as S3ResultOffload(...)", ("put", "get"))
         if compression == "zstd":
             try:
                 zstd()

@@ -32,3 +32,26 @@ class Value:
     def __repr__(self) -> str:
         shown = [f"{name}={getattr(self, name)!r}" for name in self.__match_args__ if name not in self.unshown]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class FixedText:
+    """An attribute of a store that shows an option, such as the name of a record's attribute.
+
+    It cannot be set: requests are built from the options, and would not follow.
+    """
+
+    def __init__(self, holder: str, name: str = "") -> None:
+        self._holder = holder
+        self._name = name
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._option = name
+        self._name = self._name or name
+
+    def __get__(self, store: object, owner: type | None = None) -> Any:
+        return self if store is None else getattr(getattr(store, self._holder), self._name)
+
+    def __set__(self, store: object, value: object) -> None:
+        raise AttributeError(
+            f"{self._option} is fixed when the store is made: give it to the constructor of {type(store).__name__}"
+        )

@@ -25,6 +25,7 @@ from persistence._bulk_requests import (
     reading,
     record_in,
 )
+from persistence._checks import check_callable, check_flag, check_mapping
 from persistence._procedures import run
 from persistence._retries import Retries, hides_tries, refusing_item, sending
 from persistence._schedule import BASE_MS, CAP_MS
@@ -130,6 +131,7 @@ def copy_records(
     """
     _check_store("source", source)
     _check_store("target", target)
+    check_flag("target_in_use", target_in_use)
     if _is_same_place(source, target):
         raise ValueError(
             f"source and target keep their records in the same items of table {source.table_name}. "
@@ -351,6 +353,9 @@ class _Run:
         resume_from: Mapping[str, Any] | None,
     ) -> None:
         _check_at_least_one("segments", segments)
+        if progress is not None:
+            check_callable("progress", progress)
+        check_mapping("resume_from", resume_from)
         if page_size is not None:
             _check_at_least_one("page_size", page_size)
         if work.source._items.sort_key_attr is not None:
@@ -449,11 +454,12 @@ class _Run:
 
 def _check_store(name: str, store: object) -> None:
     if not isinstance(store, DynamoDBPersistenceLayer):
-        raise TypeError(f"{name} must be a DynamoDBPersistenceLayer, not {type(store).__name__}")
+        what = f"the class {store.__name__}" if isinstance(store, type) else type(store).__name__
+        raise TypeError(f"{name} must be a DynamoDBPersistenceLayer, not {what}")
 
 
 def _check_at_least_one(name: str, number: object) -> None:
-    if not isinstance(number, int) or number < 1:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {number!r}")
 
 

@@ -6,31 +6,50 @@ The procedures are written once and driven twice: called by `CachePersistenceLay
 from __future__ import annotations
 
 import inspect
+from _thread import RLock
 from abc import abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from persistence._cache_clients import (
+    CONNECT_TIMEOUT,
+    NO_REPLICAS_OF_CLUSTERS,
+    OPTIONS_REFUSED,
     CacheClientProtocol,
     CacheConnection,
     EvalPort,
     GlidePort,
     Mode,
+    UnconnectedPort,
     is_awaited,
     port_of,
 )
-from persistence._cache_errors import LockedError, explanation, is_demoted, is_passing, is_wrong_type, without_arguments
+from persistence._cache_errors import (
+    FirstCallError,
+    LockedError,
+    explanation,
+    is_answer,
+    is_demoted,
+    is_not_now,
+    is_passing,
+    is_unanswered,
+    is_wrong_type,
+    without_arguments,
+)
 from persistence._cache_scripts import FENCED, GRANTED, TextFormat, foreign, granted, kept_ms, reply
 from persistence._driven import AsyncDrivenLayer, DrivenLayer, Procedures
-from persistence._procedures import Pause, Request, note_outcome
+from persistence._procedures import Pause, Request, arun, note_outcome, run
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, Schedule
+from persistence._values import FixedText
 from persistence.base import Refusal
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     IdempotencyItemNotFoundError,
     IdempotencyLeaseLostError,
     IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
+    IdempotencyUnreachableError,
 )
 from persistence.rules import is_claimable, is_held_by, is_in_progress, is_too_old, may_complete, may_release
 from persistence.scope import call_deadline_ms
@@ -42,8 +61,9 @@ if TYPE_CHECKING:
     from persistence._cache_scripts import Reply, Script
     from persistence._procedures import Procedure
 
+    Port = EvalPort | GlidePort | UnconnectedPort
     #: A client, and what sends scripts through it; None if it has only `get`, `set` and `delete`.
-    Used = tuple[Any, EvalPort | GlidePort | None]
+    Used = tuple[Any, Port | None]
 
 __all__ = ["AsyncCachePersistenceLayer", "CacheClientProtocol", "CacheConnection", "CachePersistenceLayer"]
 
@@ -60,6 +80,17 @@ class _CacheLayer(Procedures):
 
     supports_leases = True
     supports_fresh_until = True
+
+    # As in Powertools, for subclasses; and those that are this library's own.
+    in_progress_expiry_attr = FixedText("_texts", "lease")
+    expiry_attr = FixedText("_texts", "expiry")
+    status_attr = FixedText("_texts", "status")
+    data_attr = FixedText("_texts", "data")
+    validation_key_attr = FixedText("_texts", "validation")
+    owner_token_attr = FixedText("_texts", "owner")
+    generation_attr = FixedText("_texts", "generation")
+    holder_attr = FixedText("_texts", "holder")
+    result_not_kept_attr = FixedText("_texts", "not_kept")
 
     sleep_ms: Callable[..., Any]
     _is_async: bool
@@ -88,7 +119,7 @@ class _CacheLayer(Procedures):
         min_replicas_ack: int = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(min_replicas_ack, int) or min_replicas_ack < 0:
+        if isinstance(min_replicas_ack, bool) or not isinstance(min_replicas_ack, int) or min_replicas_ack < 0:
             raise ValueError(f"min_replicas_ack must be a number of replicas, not {min_replicas_ack!r}")
         self._texts = TextFormat(
             expiry_attr=expiry_attr,
@@ -103,19 +134,33 @@ class _CacheLayer(Procedures):
         )
         self._min_replicas_ack = min_replicas_ack
         self._connection: CacheConnection | None = None
+        #: Whether the server has answered before: until then, no answer may mean a wrong address or wrong credentials.
+        self._was_reached = False
         if client is None:
-            self._connection = CacheConnection(url, host, port, username, password, db_index, mode, ssl)
-            self._used = self._connected(self._connection)
+            connection = CacheConnection(url, host, port, username, password, db_index, mode, ssl)
+            connection.check()
+            if min_replicas_ack and mode == "cluster":
+                raise IdempotencyPersistenceConfigError(NO_REPLICAS_OF_CLUSTERS)
+            self._connection = connection
+            self._used = self._unconnected(connection)
         else:
             self.client = client
 
     @abstractmethod
-    def _connected(self, connection: CacheConnection) -> Used:
-        """The client that the store begins with."""
+    def _unconnected(self, connection: CacheConnection) -> Used:
+        """What the store begins with.  Nothing is sent."""
 
     @property
     def client(self) -> Any:
-        """The client in use.  It may be replaced at any time."""
+        """The client in use, which may be replaced at any time.  A cluster's sync one connects when it is first asked for."""
+        client, port = self._used
+        if not isinstance(port, UnconnectedPort):
+            return client
+        try:
+            port.connect()
+        except Exception as error:
+            self._raise_first_trouble(error)
+            raise
         return self._used[0]
 
     @client.setter
@@ -133,6 +178,30 @@ class _CacheLayer(Procedures):
 
     def _using(self) -> Used:
         return self._used
+
+    def _priming(self) -> Procedure[None]:
+        """Connect, and leave the connection to the first call."""
+        client, port = self._using()
+        connecting = port.connect if isinstance(port, UnconnectedPort) else getattr(client, "ping", None)
+        if connecting is None:  # a client of the user's own, which has only what is needed
+            return
+        try:
+            yield Request(connecting)
+        except Exception as error:  # noqa: BLE001 - raised again there, unless the server has answered
+            self._raise_first_trouble(error)
+        self._was_reached = True
+
+    def _raise_first_trouble(self, error: Exception) -> None:
+        """Raise what a failed first connection means.  Return if the server is there, and may have time for the first call."""
+        if is_unanswered(error) and not is_not_now(error):
+            raise self._unreachable(error) from error
+        if not is_answer(error) and not is_not_now(error):
+            raise IdempotencyPersistenceConfigError(OPTIONS_REFUSED, error) from error
+
+    def _unreachable(self, error: Exception) -> IdempotencyUnreachableError:
+        if self._connection is not None:
+            return self._connection.unreachable(error)
+        return IdempotencyUnreachableError("Could not connect to the cache by the given client", error)
 
     # The procedures: as the hooks of the base class, in one request if the client can send scripts
 
@@ -182,7 +251,7 @@ class _CacheLayer(Procedures):
         else:
             yield from self._written(port, self._texts.renew(once, self.clock_ms()), once, None)
 
-    def _is_stored(self, port: EvalPort | GlidePort, record: DataRecord) -> Procedure[bool]:
+    def _is_stored(self, port: Port, record: DataRecord) -> Procedure[bool]:
         """After the last lost answer to a completion: whether it was applied, asked once; False if that is not answered, too.
 
         Raises:
@@ -209,7 +278,7 @@ class _CacheLayer(Procedures):
 
     def _written(
         self,
-        port: EvalPort | GlidePort,
+        port: Port,
         request: tuple[Script, list[str]],
         record: DataRecord,
         at_most_ms: int | None,
@@ -226,7 +295,7 @@ class _CacheLayer(Procedures):
 
     def _scripted(
         self,
-        port: EvalPort | GlidePort,
+        port: Port,
         request: tuple[Script, list[str]],
         record: DataRecord,
         at_most_ms: int | None,
@@ -238,6 +307,7 @@ class _CacheLayer(Procedures):
             port.run, script, record.key, arguments, is_acknowledged=is_acknowledged, deadline_ms=record.deadline_ms
         )
         answer = yield from self._sent(running, record, at_most_ms)
+        self._was_reached = True
         return reply(record.key, answer)
 
     def _sent(self, request: Callable[[], Procedure[T]], record: DataRecord, at_most_ms: int | None) -> Procedure[T]:
@@ -335,6 +405,14 @@ class _CacheLayer(Procedures):
             raise _fenced(record, existing)
         yield Request(client.delete, (record.key,), record.deadline_ms)
 
+    def _failure(self, failed: tuple[str, str], idempotency_key: str, error: Exception) -> IdempotencyPersistenceLayerError:
+        if self._connection is None or self._was_reached or not is_unanswered(error) or is_not_now(error):
+            return super()._failure(failed, idempotency_key, error)
+        failure = super()._failure(failed, idempotency_key, self._unreachable(error))
+        unreachable = FirstCallError(*failure.args)
+        unreachable.__dict__.update(failure.__dict__)
+        return unreachable
+
     def _explain(self, error: Exception) -> str:
         return explanation(error)
 
@@ -346,7 +424,7 @@ class CachePersistenceLayer(_CacheLayer, DrivenLayer):
     your own that has no scripts (`eval` and `evalsha`, or GLIDE's `invoke_script`) still works, with `SET NX` and a lock of ten
     seconds for takeovers; between its reads and writes another attempt may write, so there late writes are fenced only mostly.
 
-    A client made here connects when the store is constructed, which on Lambda is the init phase; it has timeouts of 1 s (connect)
+    Construction sends nothing; a client made here connects at the first call, or by `prime`.  It has timeouts of 1 s (connect)
     and 2 s (read), and leaves all retries to this store, which knows the deadline.  One that is given keeps its own settings:
     give it a short `socket_timeout`, and no retries.  For Sentinel, and for options that are not here, give a client.
 
@@ -378,18 +456,51 @@ class CachePersistenceLayer(_CacheLayer, DrivenLayer):
         min_replicas_ack: How many replicas must have a claim before its function runs, and a result before the call returns.
 
     Raises:
-        ValueError: an attribute's name is empty or used twice, or *min_replicas_ack* makes no sense.
-        IdempotencyPersistenceConfigError: an unknown mode, a URL that is none, a missing package, or a client that does not fit.
-        IdempotencyUnreachableError: the server cannot be reached, or refuses the credentials.
+        TypeError, ValueError: an option cannot be what it must be, or an attribute's name is empty or used twice.
+        IdempotencyPersistenceConfigError: an unknown mode, a broken URL, a missing package, or a client that does not fit.
     """
 
     _is_async = False
 
-    def _connected(self, connection: CacheConnection) -> Used:
-        client = connection.client(is_async=False)
-        port = port_of(client, self._min_replicas_ack)
-        connection.ping(client)
-        return client, port
+    def _unconnected(self, connection: CacheConnection) -> Used:
+        if not connection.connects_when_made(is_async=False):
+            client = connection.new_client(is_async=False)
+            return client, port_of(client, self._min_replicas_ack)
+        # Reentrant: a signal's handler may make a call of its own meanwhile.
+        making = RLock()
+        port = UnconnectedPort(lambda: self._connect(connection, port, making))
+        return None, port
+
+    def _connect(self, connection: CacheConnection, unconnected: UnconnectedPort, making: RLock) -> EvalPort:
+        """Make the client, which connects: once, although several threads may need it at the same time.
+
+        None of them depends on another: one that has waited as long as a connection takes makes a client of its own.  So neither
+        a server that is silent nor a fork in the middle delays them further.
+        """
+        is_alone = making.acquire(timeout=CONNECT_TIMEOUT)
+        try:
+            used = self._used[1]
+            if isinstance(used, EvalPort):
+                return used
+            client = connection.new_client(is_async=False)
+            port = EvalPort(client, self._min_replicas_ack)
+            if self._used[1] is unconnected:
+                self._used = client, port
+            return port
+        finally:
+            if is_alone:
+                making.release()
+
+    def prime(self) -> None:
+        """Connect now, so that the first call need not: in Lambda's init phase, for example.
+
+        Making a store sends nothing, and the first call connects by itself.
+
+        Raises:
+            IdempotencyUnreachableError: nobody answers, or the server refuses the credentials.
+            IdempotencyPersistenceConfigError: the client does not take the options.
+        """
+        run(self._priming(), self.sleep_ms)
 
 
 class AsyncCachePersistenceLayer(_CacheLayer, AsyncDrivenLayer):
@@ -402,10 +513,9 @@ class AsyncCachePersistenceLayer(_CacheLayer, AsyncDrivenLayer):
 
     _is_async = True
 
-    def _connected(self, connection: CacheConnection) -> Used:
+    def _unconnected(self, connection: CacheConnection) -> Used:
         self._of_loops: dict[AbstractEventLoop, Used] = {}
-        # Only so that a wrong URL or a missing package shows now: nothing is awaited here, and no loop may be running.
-        client = connection.client(is_async=True)
+        client = connection.new_client(is_async=True)
         return client, port_of(client, self._min_replicas_ack)
 
     def _using(self) -> Used:
@@ -419,9 +529,13 @@ class AsyncCachePersistenceLayer(_CacheLayer, AsyncDrivenLayer):
             # Those of loops that have ended, with their connections: a client refers to its loop, so nothing else lets them go.
             for ended in [each for each in list(self._of_loops) if each.is_closed()]:
                 self._of_loops.pop(ended, None)
-            client = self._connection.client(is_async=True)
+            client = self._connection.new_client(is_async=True)
             used = self._of_loops[loop] = self._used = client, port_of(client, self._min_replicas_ack)
         return used
+
+    async def prime(self) -> None:
+        """As `CachePersistenceLayer.prime`, on the running event loop."""
+        await arun(self._priming(), self._perform, self.sleep_ms)
 
     async def aclose(self) -> None:
         """Close the connections to the server, those of the running event loop.  The next call connects again."""

@@ -8,6 +8,7 @@ from functools import cache, cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
+from persistence._checks import check_client, check_flag, check_mapping, check_sdk, check_text
 from persistence._driven import DrivenLayer
 from persistence._dynamodb_items import ItemFormat
 from persistence._large_results import ITEM_SIZE_THRESHOLD, MAX_RESULT_BYTES, UPLOAD_RESERVE_MS, LargeResults
@@ -26,6 +27,7 @@ from persistence._retries import (
     throttling_reasons,
 )
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, RESERVE_MS
+from persistence._values import FixedText
 from persistence.background import ForkLock, in_forked_child
 from persistence.base import Refusal
 from persistence.exceptions import (
@@ -76,6 +78,9 @@ _client_lock = ForkLock()
 #: Which client a store makes.
 ClientKind: TypeAlias = Literal["boto3", "lean"]
 CLIENT_KINDS: Final = frozenset({"boto3", "lean"})
+
+A_CLIENT: Final = "a boto3 client for DynamoDB"
+NEEDED_METHODS: Final = ("put_item", "get_item", "update_item", "delete_item")
 
 
 class DynamoDBClient(Protocol):
@@ -149,6 +154,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             a fifth of the time and takes a tenth of the CPU per request.  What it does not do: docs/lean-client.md.
 
     Raises:
+        TypeError: an option is of another type than it must be: a resource of boto3's in the place of a client, for example.
         ValueError: an attribute's name is empty or used twice, or an option makes no sense.
         IdempotencyPersistenceConfigError: the compression is not installed, or the lean client cannot do what the environment
             asks of clients.
@@ -157,6 +163,21 @@ class DynamoDBPersistenceLayer(DrivenLayer):
     supports_leases = True
     renews_atomically = True
     supports_fresh_until = True
+
+    # As in Powertools, for subclasses; and those that are this library's own.
+    key_attr = FixedText("_items")
+    sort_key_attr = FixedText("_items")
+    static_pk_value = FixedText("_items")
+    expiry_attr = FixedText("_items")
+    in_progress_expiry_attr = FixedText("_items")
+    status_attr = FixedText("_items")
+    data_attr = FixedText("_items")
+    validation_key_attr = FixedText("_items")
+    owner_token_attr = FixedText("_items")
+    generation_attr = FixedText("_items")
+    holder_attr = FixedText("_items")
+    result_not_kept_attr = FixedText("_items")
+    region_attr = FixedText("_items")
 
     def __init__(
         self,
@@ -191,6 +212,9 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         super().__init__()
         if not isinstance(table_name, str) or not table_name:
             raise ValueError(f"table_name must be a table's name, not {table_name!r}")
+        check_text("static_pk_value", static_pk_value)
+        check_flag("read_first", read_first)
+        check_sdk(boto3_session, boto_config)
         if static_pk_value is None:
             static_pk_value = f"idempotency#{os.environ.get('AWS_LAMBDA_FUNCTION_NAME', '')}"
         self.table_name = table_name
@@ -223,9 +247,11 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             raise ValueError(f"home_region needs the table's name; {table_name} is an ARN, which names one Region")
         if region_clients is not None and self._home_of is None:
             raise ValueError("region_clients is for home_region; without it, every key is served by boto3_client")
+        check_mapping("region_clients", region_clients)
         self._tells_region = self._replication == "eventual"
         self._region_clients = dict(region_clients or {})
-        for given in self._region_clients.values():
+        for region, given in self._region_clients.items():
+            check_client(f"the client of {region}", given, A_CLIENT, NEEDED_METHODS)
             _prepare(given)
         if client not in CLIENT_KINDS:
             raise ValueError(f"client must be 'boto3' or 'lean', not {client!r}; a client of your own is boto3_client")
@@ -237,6 +263,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         self._boto_config = boto_config
         self._boto3_session = boto3_session
         if boto3_client is not None:
+            check_client("boto3_client", boto3_client, A_CLIENT, NEEDED_METHODS)
             self.client = boto3_client
         elif "AWS_LAMBDA_FUNCTION_NAME" in os.environ and "AWS_DEFAULT_REGION" in os.environ and self._home_of is None:
             _ = self.client  # Lambda's init phase has a whole vCPU whatever the memory size, and is the place for slow set-up
@@ -307,6 +334,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         """The client, prepared: it may have been replaced since the last request."""
         client = self.client
         if client is not self._prepared:
+            check_client("client", client, A_CLIENT, NEEDED_METHODS)
             _prepare(client)
             self._prepared = client
         return client

@@ -93,7 +93,7 @@ class IdempotencyPersistenceConfigError(BaseError):
 
 
 class IdempotencyPersistenceConnectionError(BaseError):
-    """The store could not be reached when it was constructed."""
+    """The store could not be reached at its first use, or refused the credentials."""
 
 
 class IdempotencyPersistenceConsistencyError(BaseError):
@@ -104,7 +104,10 @@ class IdempotencyPersistenceConsistencyError(BaseError):
 
 
 class IdempotencyUnreachableError(IdempotencyPersistenceConnectionError, IdempotencyPersistenceConfigError):
-    """The cache could not be reached, or let nobody in, when the store was constructed: its address or credentials are wrong."""
+    """The cache has never answered this store, or refused its credentials: at the first call, or when `prime` was called.
+
+    The error of a call is an `IdempotencyPersistenceLayerError`, too, as that of any other failure of the store.
+    """
 
 
 class IdempotencyLeaseLostError(IdempotencyPersistenceLayerError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from persistence._checks import check_callable, check_whole_number
 from persistence.base import BasePersistenceLayer
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
@@ -56,11 +57,11 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
     supports_fresh_until = True
 
     def __init__(self, *, max_records: int = 100_000, clock_ms: Callable[[], int] | None = None) -> None:
-        if max_records < 1:
-            raise ValueError(f"max_records must be at least 1, not {max_records}")
+        check_whole_number("max_records", max_records, 1)
         super().__init__()
         self.max_records = max_records
         if clock_ms is not None:
+            check_callable("clock_ms", clock_ms)
             self.clock_ms = clock_ms
         self._records: dict[str, DataRecord] = {}
         self._sweep_at = min(FIRST_SWEEP, max_records)

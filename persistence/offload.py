@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+from persistence._checks import check_client, check_mapping, check_sdk, check_text
 from persistence._retries import error_code
 from persistence._sdk import prepare
 from persistence.background import ForkLock, in_forked_child
@@ -73,6 +74,7 @@ class S3ResultOffload:
         get_options: Further arguments of each GetObject, such as `{"ExpectedBucketOwner": "123456789012"}`.
 
     Raises:
+        TypeError: an option is of another type than it must be.
         ValueError: the bucket has no name.
     """
 
@@ -89,8 +91,12 @@ class S3ResultOffload:
     ) -> None:
         if not isinstance(bucket, str) or not bucket:
             raise ValueError(f"bucket must be a bucket's name, not {bucket!r}")
+        check_text("prefix", prefix)
+        check_sdk(boto3_session, boto_config)
+        check_mapping("put_options", put_options)
+        check_mapping("get_options", get_options)
         self.bucket = bucket
-        self.prefix = prefix
+        self.prefix = prefix or ""
         self._boto_config = boto_config
         self._boto3_session = boto3_session
         self._put_options = dict(put_options or {})
@@ -113,6 +119,7 @@ class S3ResultOffload:
 
     @client.setter
     def client(self, client: S3Client) -> None:
+        check_client("boto3_client", client, "a boto3 client for S3", ("put_object", "get_object"))
         prepare(client)
         self._client = client
         self._is_own_client = False

@@ -10,7 +10,7 @@ import os
 
 from idempotency import CachePersistenceLayer, IdempotencyConfig, idempotent_function
 
-#: On Lambda, `rediss://...` with TLS; it connects here, in the init phase.
+#: On Lambda, `rediss://...` with TLS.  It connects at the first message; `store.prime()` would connect here, in the init phase.
 store = CachePersistenceLayer(url=os.environ["CACHE_URL"])
 config = IdempotencyConfig(event_key_jmespath="order_id", wait_for_in_progress_seconds=5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from idempotency.serialization.base import BaseIdempotencySerializer
+from persistence._checks import check_callable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +15,8 @@ class CustomDictSerializer(BaseIdempotencySerializer):
     """Calls *to_dict* to store a result, and *from_dict* to replay it."""
 
     def __init__(self, to_dict: Callable[[Any], Any], from_dict: Callable[[Any], Any]) -> None:
+        check_callable("to_dict", to_dict)
+        check_callable("from_dict", from_dict)
         self._to_dict = to_dict
         self._from_dict = from_dict
 

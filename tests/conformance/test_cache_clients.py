@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -29,7 +30,8 @@ from engines.tls import tls_end
 from verbs import AwaitedVerbs, Verbs
 
 from idempotency import AsyncCachePersistenceLayer, CachePersistenceLayer
-from persistence import _cache_clients
+from persistence import _cache_clients, cache
+from persistence._cache_clients import CacheConnection
 from persistence._cache_errors import (
     explanation,
     is_demoted,
@@ -437,29 +439,198 @@ def test_a_password_in_a_url_is_percent_encoded(package: str, guarded: Node) -> 
     [{}, {"password": "wrong-one"}, {"username": "nobody", "password": PASSWORD}],
     ids=["none", "wrong-password", "wrong-user"],
 )
-def test_who_is_not_let_in_hears_of_it_when_the_store_is_made(package: str, guarded: Node, credentials: dict[str, str]) -> None:
-    with pytest.raises(IdempotencyUnreachableError, match=f"127.0.0.1:{guarded.port}") as refused:
-        CachePersistenceLayer(host="127.0.0.1", port=guarded.port, ssl=False, **credentials)
+def test_refused_credentials_show_at_the_first_use_and_at_once(
+    package: str, guarded: Node, credentials: dict[str, str], clock: FakeClock
+) -> None:
+    store = sync_store(clock, host="127.0.0.1", port=guarded.port, ssl=False, **credentials)
+    offer = Verbs(store, clock).offer("k", "a", deadline_ms=clock.now_ms + 60_000)
 
-    assert isinstance(refused.value, IdempotencyPersistenceConnectionError)
-    assert isinstance(refused.value, IdempotencyPersistenceConfigError)
-    assert not {PASSWORD, "wrong-one"} & set(everything_said(refused.value).split())
+    for use in (store.prime, lambda: store.claim(offer)):
+        with pytest.raises(IdempotencyUnreachableError, match=f"127.0.0.1:{guarded.port}") as refused:
+            use()
+        assert isinstance(refused.value, IdempotencyPersistenceConnectionError)
+        assert isinstance(refused.value, IdempotencyPersistenceConfigError)
+        assert not {PASSWORD, "wrong-one"} & set(everything_said(refused.value).split())
+    assert clock.slept_ms == []
+    assert isinstance(refused.value, IdempotencyPersistenceLayerError)
+    assert str(refused.value).startswith("Failed to save in progress record to idempotency store - (Could not connect to")
+    assert "Idempotency key: k. The function was not run; retry the call." in everything_said(refused.value)
 
 
 @pytest.mark.parametrize("mode", ["standalone", "cluster"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
-def test_where_nobody_answers_no_store_is_made(package: str, mode: Any, host: str) -> None:
+def test_a_server_that_does_not_answer_shows_at_the_first_use_after_the_retries(
+    package: str, mode: Any, host: str, clock: FakeClock
+) -> None:
     port = free_port()
+    by_host = sync_store(clock, host=host, port=port, ssl=False, mode=mode)
+    by_url = sync_store(clock, url=f"redis://:secret@{host}:{port}", mode=mode)
 
-    with pytest.raises(IdempotencyUnreachableError, match=f"{host}:{port}"):
-        CachePersistenceLayer(host=host, port=port, ssl=False, mode=mode)
-    with pytest.raises(IdempotencyUnreachableError, match="the given url"):
-        CachePersistenceLayer(url=f"redis://:secret@{host}:{port}", mode=mode)
+    for store, named in ((by_host, f"{host}:{port}"), (by_url, "the given url")):
+        with pytest.raises(IdempotencyUnreachableError, match=named):
+            store.prime()
+        assert clock.slept_ms == []
+        with pytest.raises(IdempotencyUnreachableError, match=named) as failed:
+            store.claim(Verbs(store, clock).offer("k", "a", deadline_ms=clock.now_ms + 1_000))
+        assert isinstance(failed.value, IdempotencyPersistenceLayerError)
+        assert "secret" not in everything_said(failed.value)
+        assert len(clock.slept_ms) > 1
+        clock.slept_ms.clear()
+
+
+def test_a_server_that_comes_later_is_reached_by_the_call_that_waits_for_it(package: str, clock: FakeClock) -> None:
+    with node(find_valkey) as made:
+        made.kill()
+        store = sync_store(clock, url=made.endpoint)
+        store.sleep_ms = lambda _ms: made.start()
+        verbs = Verbs(store, clock)
+
+        with closing(store.client):
+            assert verbs.claim(verbs.offer("later", "a")).generation == 1
+
+
+def test_a_cluster_that_comes_later_is_reached_by_the_call_that_waits_for_it(
+    package: str, valkey_cluster: str, clock: FakeClock
+) -> None:
+    store: Any = sync_store(clock, host="127.0.0.1", port=free_port(), ssl=False, mode="cluster")
+    store.sleep_ms = lambda _ms: setattr(store._connection, "port", port_of(valkey_cluster))
+    verbs = Verbs(store, clock)
+
+    assert verbs.claim(verbs.offer(f"later-{package}", "a")).generation == 1
+    store.client.close()
+
+
+def test_a_server_that_has_answered_before_is_not_called_unreachable(package: str, clock: FakeClock) -> None:
+    with node(find_valkey) as made:
+        store = sync_store(clock, url=made.endpoint)
+        store.prime()
+        made.kill()
+
+        with closing(store.client), pytest.raises(IdempotencyPersistenceLayerError) as failed:
+            store.claim(Verbs(store, clock).offer("k", "a", deadline_ms=clock.now_ms))
+    assert not isinstance(failed.value, IdempotencyUnreachableError)
 
 
 def test_a_server_that_is_no_cluster_is_not_taken_for_one(package: str, valkey_server: str) -> None:
+    store = CachePersistenceLayer(url=valkey_server, mode="cluster")
+
     with pytest.raises(IdempotencyUnreachableError, match="Cluster mode is not enabled"):
-        CachePersistenceLayer(url=valkey_server, mode="cluster")
+        store.prime()
+    with pytest.raises(IdempotencyUnreachableError, match="Cluster mode is not enabled"):
+        _ = store.client
+
+
+@pytest.mark.parametrize("mode", ["standalone", "cluster"])
+@pytest.mark.parametrize("kind", [CachePersistenceLayer, AsyncCachePersistenceLayer])
+def test_a_store_is_made_without_the_network(package: str, kind: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("sent something")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+    for options in ({"host": "cache.invalid"}, {"url": "rediss://user:secret@cache.invalid:6380"}):
+        assert repr(kind(mode=mode, **options))
+
+
+@pytest.mark.parametrize("mode", ["standalone", "cluster"])
+def test_a_store_may_connect_early(request: pytest.FixtureRequest, package: str, mode: Any) -> None:
+    url = request.getfixturevalue("valkey_cluster" if mode == "cluster" else "valkey_server")
+
+    async def prime() -> None:
+        awaited_store = AsyncCachePersistenceLayer(url=url, mode=mode)
+        await awaited_store.prime()
+        await awaited_store.aclose()
+
+    store = CachePersistenceLayer(url=url, mode=mode)
+    store.prime()
+    store.prime()
+    store.client.close()
+    asyncio.run(prime())
+
+
+def test_a_given_client_is_asked_whether_the_server_is_there() -> None:
+    client = redis.Redis(port=free_port(), retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0))
+    store = CachePersistenceLayer(client=client)
+
+    with closing(client), pytest.raises(IdempotencyUnreachableError, match="by the given client"):
+        store.prime()
+
+
+def test_a_given_client_that_cannot_ask_is_taken_as_it_is(valkey_server: str) -> None:
+    with closing(LeastClient(valkey_server)) as client:
+        CachePersistenceLayer(client=client).prime()
+
+
+def test_of_first_calls_at_the_same_time_one_makes_the_clusters_client(
+    package: str, valkey_cluster: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    new_client = CacheConnection.new_client
+
+    def counting(connection: CacheConnection, *, is_async: bool) -> Any:
+        made.append(new_client(connection, is_async=is_async))
+        return made[-1]
+
+    monkeypatch.setattr(CacheConnection, "new_client", counting)
+    store = sync_store(clock, url=valkey_cluster, mode="cluster")
+    verbs = Verbs(store, clock)
+
+    with ThreadPoolExecutor(8) as pool:
+        granted = list(pool.map(lambda number: verbs.claim(verbs.offer(f"{package}-{number}", "a")), range(8)))
+
+    assert [each.generation for each in granted] == [1] * 8
+    assert made == [store.client]
+    store.client.close()
+
+
+def test_a_first_call_is_not_held_up_by_another_that_is_stuck(
+    package: str, valkey_cluster: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a node that is silent, or for ever in a forked child."""
+    monkeypatch.setattr(cache, "CONNECT_TIMEOUT", 0.01)
+    stuck, may_go_on = Event(), Event()
+    new_client = CacheConnection.new_client
+
+    def slow(connection: CacheConnection, *, is_async: bool) -> Any:
+        if not stuck.is_set():
+            stuck.set()
+            assert may_go_on.wait(20)
+        return new_client(connection, is_async=is_async)
+
+    monkeypatch.setattr(CacheConnection, "new_client", slow)
+    store = sync_store(clock, url=valkey_cluster, mode="cluster")
+    thread = Thread(target=store.prime)
+    thread.start()
+    assert stuck.wait(20)
+
+    assert store.fetch("nobody") is None
+    used = store.client
+    may_go_on.set()
+    thread.join()
+    assert store.client is used
+    used.close()
+
+
+def test_a_client_that_is_given_while_the_first_call_connects_stays(
+    package: str, valkey_cluster: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_client = CacheConnection.new_client
+    given = LeastClient(valkey_cluster)
+    made: list[Any] = []
+
+    def replacing(connection: CacheConnection, *, is_async: bool) -> Any:
+        store.client = given
+        made.append(new_client(connection, is_async=is_async))
+        return made[-1]
+
+    monkeypatch.setattr(CacheConnection, "new_client", replacing)
+    store = sync_store(clock, url=valkey_cluster, mode="cluster")
+
+    assert store.fetch("nobody") is None
+    assert store.client is given
+    for each in (given, *made):
+        each.close()
 
 
 def test_an_awaited_store_says_at_its_first_call_that_nobody_answers(package: str, clock: FakeClock) -> None:
@@ -506,6 +677,7 @@ def test_a_server_that_is_loading_is_accepted(valkey_server: str) -> None:
         assert said.startswith("-LOADING")
 
         store = CachePersistenceLayer(url=made.endpoint)
+        store.prime()
 
         with closing(store.client) as client, pytest.raises(redis.BusyLoadingError):
             client.ping()
@@ -518,6 +690,7 @@ def test_a_replica_is_accepted(package: str, own_node: Node) -> None:
     own_node.says("REPLICAOF", "127.0.0.1", "1")
 
     store = CachePersistenceLayer(url=own_node.endpoint)
+    store.prime()
 
     own_node.says("REPLICAOF", "NO", "ONE")
     with closing(store.client):
@@ -696,7 +869,7 @@ def test_a_server_that_cannot_prove_its_name_is_refused(
         assert "CERTIFICATE_VERIFY_FAILED" in everything_said(refused.value)  # not always in its own text
 
     with pytest.raises(IdempotencyUnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
-        CachePersistenceLayer(**address)
+        CachePersistenceLayer(**address).prime()
     asyncio.run(fetch())
 
 
@@ -707,7 +880,7 @@ def test_tls_to_a_server_without_ends_in_time_and_says_what_to_change(
     monkeypatch.setattr(_cache_clients, "READ_TIMEOUT", 0.2)
 
     with pytest.raises(IdempotencyUnreachableError, match="ssl=False"):
-        CachePersistenceLayer(host="127.0.0.1", port=port_of(valkey_server))
+        CachePersistenceLayer(host="127.0.0.1", port=port_of(valkey_server)).prime()
 
 
 @pytest.mark.parametrize("by_url", [True, False], ids=["url", "host"])
@@ -716,7 +889,7 @@ def test_no_tls_to_a_server_that_has_it_is_an_error_at_once(package: str, tls_ur
     address = {"url": f"redis://127.0.0.1:{port}"} if by_url else {"host": "127.0.0.1", "port": port, "ssl": False}
 
     with pytest.raises(IdempotencyUnreachableError, match="Could not connect to the cache"):
-        CachePersistenceLayer(**address)
+        CachePersistenceLayer(**address).prime()
 
 
 @pytest.mark.parametrize("option", ["no_such_option=1", "ssl_cert_reqs=bogus"])

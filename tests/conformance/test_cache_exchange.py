@@ -572,7 +572,7 @@ def test_a_server_that_is_not_there_is_a_connection_error() -> None:
     port = free_port()
 
     with pytest.raises(IdempotencyPersistenceConnectionError, match=f"^Could not connect to the cache at 127.0.0.1:{port}"):
-        CachePersistenceLayer(host="127.0.0.1", port=port, password="secret", ssl=False)
+        CachePersistenceLayer(host="127.0.0.1", port=port, password="secret", ssl=False).prime()
 
 
 @pytest.mark.parametrize(
@@ -594,7 +594,7 @@ def test_tls_that_meets_a_plain_port_is_a_connection_error_that_says_so(
     port = int(valkey_server.rpartition(":")[2])
 
     with pytest.raises(IdempotencyPersistenceConnectionError, match="If it has no TLS, say ssl=False"):
-        CachePersistenceLayer(host="127.0.0.1", port=port)
+        CachePersistenceLayer(host="127.0.0.1", port=port).prime()
 
 
 @with_default_names
