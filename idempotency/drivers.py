@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 from idempotency.attempt import Attempt, restore, running_attempt
 from idempotency.events import Throttled, notify
 from idempotency.execution import (
+    GONE,
     STORED,
     Claim,
     Commit,
@@ -47,6 +48,7 @@ from persistence.exceptions import (
     BaseError,
     IdempotencyLeaseLostError,
     IdempotencyResultNotKeptError,
+    own_text,
 )
 from persistence.notices import call_notices
 
@@ -202,6 +204,9 @@ class _Watched:
         if isinstance(effect, Commit) and isinstance(error, BaseError):
             return Uncommitted(error, now_ms)
         if isinstance(effect, (Release, Renew)):
+            # The caller gets the function's own error, or none, so that nothing else shows this one.
+            what = "claim was not released" if isinstance(effect, Release) else "lease was not renewed"
+            _logger().warning("The %s: %s", what, error)
             return Unanswered(error, now_ms)
         if isinstance(effect, Fetch) and effect.has_run:
             return Found(None, now_ms)
@@ -230,8 +235,7 @@ class _Performer(_Watched):
         try:
             match effect:
                 case Commit() | Release() | Renew():
-                    self._write(effect)
-                    return STORED
+                    return self._write(effect)
                 case Notify(event):
                     notify(self.call.observers, event)
                 case Wait(tries, at_most_ms):
@@ -244,14 +248,15 @@ class _Performer(_Watched):
             return self.failed(effect, error)
         return None
 
-    def _write(self, effect: Commit | Release | Renew) -> None:
+    def _write(self, effect: Commit | Release | Renew) -> Reply:
         match effect:
             case Commit(record, transaction):
                 self.store.commit(record, transaction)
             case Release(record):
-                self.store.release(record)
+                return STORED if self.store.release(record) else GONE
             case _:
                 self.store.renew(effect.record)
+        return STORED
 
     def _read(self, effect: Fetch | Load) -> Reply:
         if isinstance(effect, Load):
@@ -275,8 +280,8 @@ class _Performer(_Watched):
     def _give_up(self, offer: DataRecord) -> None:
         try:
             self.store.release(offer.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
-        except Exception:  # noqa: BLE001 - logged
-            _logger().debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - logged
+            _warn_not_given_up(offer, error)
 
     def run(self, granted: DataRecord) -> Reply:
         """Run the function, its lease renewed meanwhile where it is one that is."""
@@ -322,8 +327,7 @@ class _AsyncPerformer(_Watched):
         try:
             match effect:
                 case Commit() | Release() | Renew():
-                    await self._write(effect)
-                    return STORED
+                    return await self._write(effect)
                 case Notify(event):
                     notify(self.call.observers, event)
                 case Wait(tries, at_most_ms):
@@ -336,14 +340,15 @@ class _AsyncPerformer(_Watched):
             return self.failed(effect, error)
         return None
 
-    async def _write(self, effect: Commit | Release | Renew) -> None:
+    async def _write(self, effect: Commit | Release | Renew) -> Reply:
         match effect:
             case Commit(record, transaction):
                 await _to_its_end(self.store.commit(record, transaction))
             case Release(record):
-                await _to_its_end(self.store.release(record))
+                return STORED if await _to_its_end(self.store.release(record)) else GONE
             case _:
                 await self.store.renew(effect.record)
+        return STORED
 
     async def _read(self, effect: Fetch | Load) -> Reply:
         if isinstance(effect, Load):
@@ -374,8 +379,8 @@ class _AsyncPerformer(_Watched):
                 # Whatever came of it: a refusal may be by our own record, and a failure may have been applied.
                 await asyncio.wait({claiming})
                 await self.store.release(offer)
-        except Exception:  # noqa: BLE001 - logged
-            _logger().debug("The claim of key %s was not given up; it ends with its lease", offer.key, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - logged
+            _warn_not_given_up(offer, error)
 
     async def run(self, granted: DataRecord) -> Reply:
         """Run the function, its lease renewed meanwhile where it is one that is."""
@@ -455,6 +460,10 @@ def _retrieved(task: asyncio.Future[Any]) -> None:
     """Look at a task's error, so that asyncio does not report it as lost when a cancellation came first."""
     if not task.cancelled():
         task.exception()
+
+
+def _warn_not_given_up(offer: DataRecord, error: Exception) -> None:
+    _logger().warning("The claim of idempotency key %s was not given up, and ends with its lease: %s", offer.key, own_text(error))
 
 
 def _logger() -> logging.Logger:

@@ -26,6 +26,8 @@ KEPT_LONGER_MS: Final = 60_000
 
 #: What scripts answer, besides the text of the record that was found.  The first three have written.
 GRANTED, REPEATED, STORED, REFUSED, FENCED, FOREIGN = "granted", "repeated", "stored", "refused", "fenced", "foreign"
+#: To a release: there was no record.
+GONE: Final = "gone"
 
 
 class Script(NamedTuple):
@@ -60,6 +62,13 @@ end
 
 local function is_in_progress() return record[status] == 'INPROGRESS' end
 
+local function is_expired(now_ms) return record[expiry] ~= nil and record[expiry] < math.floor(now_ms / 1000) end
+
+local function is_past_lease(now_ms)
+  if record[lease] == nil then return is_expired(now_ms) end
+  return record[lease] < now_ms
+end
+
 local function put(new, kept_ms)
   if kept_ms == '' then redis.call('SET', key, new) else redis.call('SET', key, new, 'PX', kept_ms) end
 end
@@ -74,11 +83,8 @@ local now_ms, takes_over, token = tonumber(ARGV[6]), ARGV[7] == '1', ARGV[8]
 local offer, number, kept_ms = ARGV[9], tonumber(ARGV[10]), ARGV[11]
 
 local function is_claimable()
-  local is_expired = record[expiry] ~= nil and record[expiry] < math.floor(now_ms / 1000)
-  if not is_in_progress() then return is_expired end
-  if not takes_over then return false end
-  if record[lease] == nil then return is_expired end
-  return record[lease] < now_ms
+  if not is_in_progress() then return is_expired(now_ms) end
+  return takes_over and is_past_lease(now_ms)
 end
 
 local took_over = '0'
@@ -125,10 +131,11 @@ return {'stored'}
 """
 
 _RELEASE: Final = """
-local token = ARGV[6]
+local token, now_ms = ARGV[6], tonumber(ARGV[7]) -- without a time, a live lease does not matter
 
-if not record then return {'stored'} end
-if record[owner] ~= token or not is_in_progress() then return {'fenced', text} end
+if not record then return {'gone'} end
+if (record[owner] or '') ~= token or not is_in_progress() then return {'fenced', text} end
+if now_ms and not is_past_lease(now_ms) then return {'fenced', text} end
 redis.call('DEL', key)
 return {'stored'}
 """
@@ -276,9 +283,9 @@ class TextFormat:
             _number(kept_ms(record, now_ms)),
         ]
 
-    def release(self, record: DataRecord) -> tuple[Script, list[str]]:
-        """The script and its arguments that give the key up."""
-        return RELEASE, [*self._names, record.owner_token]
+    def release(self, record: DataRecord, now_ms: int | None = None) -> tuple[Script, list[str]]:
+        """The script and its arguments that give the key up; with *now_ms*, only if the lease has ended."""
+        return RELEASE, [*self._names, record.owner_token, _number(now_ms)]
 
     def _fields(self, record: DataRecord) -> dict[str, Any]:
         """All but the result and the generation; what is not there is left out, so that what is stored stays."""

@@ -19,20 +19,28 @@ from persistence._cache_clients import (
     is_awaited,
     port_of,
 )
-from persistence._cache_errors import LockedError, explanation, is_demoted, is_passing, is_wrong_type, without_arguments
-from persistence._cache_scripts import FENCED, GRANTED, TextFormat, foreign, granted, kept_ms, reply
+from persistence._cache_errors import (
+    LockedError,
+    explanation,
+    is_demoted,
+    is_lasting,
+    is_passing,
+    is_wrong_type,
+    without_arguments,
+)
+from persistence._cache_scripts import FENCED, GONE, GRANTED, TextFormat, foreign, granted, kept_ms, reply
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, Schedule
 from persistence._steps import arun, run
 from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, _Layer, call_deadline_ms
+from persistence.base import fenced as _fenced
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
     IdempotencyItemNotFoundError,
-    IdempotencyLeaseLostError,
     IdempotencyPersistenceConfigError,
     IdempotencyResultNotKeptError,
 )
-from persistence.rules import is_claimable, is_held_by, is_in_progress, may_complete, may_release
+from persistence.rules import is_claimable, is_held_by, is_in_progress, may_complete, may_release, may_release_orphan
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -189,14 +197,15 @@ class _CacheLayer(_Layer):
             raise _fenced(record, existing)
         return existing is not None and not is_in_progress(existing)
 
-    def _deleting(self, record: DataRecord) -> Steps[None]:
+    def _deleting(self, record: DataRecord, now_ms: int | None = None) -> Steps[bool]:
+        """With *now_ms*, as `_delete_orphan`."""
         client, port = self._using()
         if port is None:
-            yield from self._sent(partial(self._release_plainly, client, record), record, RELEASE_RETRY_MS)
-        else:
-            # Not acknowledged: a release that is lost only keeps the key to the end of its lease.
-            request = self._texts.release(record)
-            yield from self._written(port, request, record, RELEASE_RETRY_MS, is_acknowledged=False)
+            return (yield from self._sent(partial(self._release_plainly, client, record, now_ms), record, RELEASE_RETRY_MS))
+        # Not acknowledged: a release that is lost only keeps the key to the end of its lease.
+        request = self._texts.release(record, now_ms)
+        said = yield from self._written(port, request, record, RELEASE_RETRY_MS, is_acknowledged=False)
+        return said.kind != GONE
 
     def _written(
         self,
@@ -206,10 +215,11 @@ class _CacheLayer(_Layer):
         at_most_ms: int | None,
         *,
         is_acknowledged: bool = True,
-    ) -> Steps[None]:
+    ) -> Steps[Reply]:
         said = yield from self._scripted(port, request, record, at_most_ms, is_acknowledged=is_acknowledged)
         if said.kind == FENCED:
             raise _fenced(record, self._found(record.key, said))
+        return said
 
     def _found(self, key: str, said: Reply) -> DataRecord | None:
         text = said.rest[0]
@@ -308,16 +318,18 @@ class _CacheLayer(_Layer):
         )
         yield from self._set_plainly(client, renewed)
 
-    def _release_plainly(self, client: CacheClientProtocol, record: DataRecord) -> Steps[None]:
+    def _release_plainly(self, client: CacheClientProtocol, record: DataRecord, now_ms: int | None) -> Steps[bool]:
         existing = yield from self._read_plainly(client, record.key)
         if existing is None:
-            return
-        if not may_release(existing, record.owner_token):
+            return False
+        if not may_release_orphan(existing, record.owner_token, now_ms):
             raise _fenced(record, existing)
         yield partial(client.delete, record.key)
+        return True
 
-    def _explain(self, error: Exception) -> str:
-        return explanation(error)
+    def _diagnose(self, error: Exception, idempotency_key: str) -> tuple[str, bool]:
+        explained, is_retryable = super()._diagnose(error, idempotency_key)
+        return explanation(error) or explained, is_retryable and not is_lasting(error)
 
 
 class CachePersistenceLayer(_CacheLayer, BasePersistenceLayer):
@@ -381,8 +393,11 @@ class CachePersistenceLayer(_CacheLayer, BasePersistenceLayer):
     def _update_record(self, data_record: DataRecord) -> None:
         run(self._updating(data_record))
 
-    def _delete_record(self, data_record: DataRecord) -> None:
-        run(self._deleting(data_record))
+    def _delete_record(self, data_record: DataRecord) -> bool:
+        return run(self._deleting(data_record))
+
+    def _delete_orphan(self, data_record: DataRecord, now_ms: int | None) -> bool:
+        return run(self._deleting(data_record, now_ms))
 
 
 class AsyncCachePersistenceLayer(_CacheLayer, AsyncBasePersistenceLayer):
@@ -433,12 +448,11 @@ class AsyncCachePersistenceLayer(_CacheLayer, AsyncBasePersistenceLayer):
     async def _update_record(self, data_record: DataRecord) -> None:
         await arun(self._updating(data_record))
 
-    async def _delete_record(self, data_record: DataRecord) -> None:
-        await arun(self._deleting(data_record))
+    async def _delete_record(self, data_record: DataRecord) -> bool:
+        return await arun(self._deleting(data_record))
 
-
-def _fenced(record: DataRecord, existing: DataRecord | None) -> IdempotencyLeaseLostError:
-    return IdempotencyLeaseLostError(f"Another attempt owns the record of idempotency key {record.key}", record=existing)
+    async def _delete_orphan(self, data_record: DataRecord, now_ms: int | None) -> bool:
+        return await arun(self._deleting(data_record, now_ms))
 
 
 def _check_storable(record: DataRecord) -> None:

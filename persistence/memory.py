@@ -8,14 +8,13 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from persistence.base import BasePersistenceLayer
+from persistence.base import BasePersistenceLayer, fenced
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
     IdempotencyItemNotFoundError,
-    IdempotencyLeaseLostError,
     IdempotencyPersistenceLayerError,
 )
-from persistence.rules import is_claimable, is_in_progress, is_waste, may_complete, may_release
+from persistence.rules import is_claimable, is_in_progress, is_waste, may_complete, may_release, may_release_orphan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +77,7 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
             existing = self._records.get(key)
             if is_in_progress(record):  # a renewal
                 if existing is None or not may_release(existing, record.owner_token):
-                    raise IdempotencyLeaseLostError(record=existing)
+                    raise fenced(record, existing)
                 if (existing.in_progress_expiry_timestamp or 0) > (record.in_progress_expiry_timestamp or 0):
                     return  # renewed since by a later request
                 self._records[key] = existing.replace(
@@ -86,18 +85,22 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
                 )
                 return
             if not may_complete(existing, record.owner_token):
-                raise IdempotencyLeaseLostError(record=existing)
+                raise fenced(record, existing)
             kept = "" if existing is None else existing.payload_hash
             self._records[key] = record.stored().replace(payload_hash=record.payload_hash or kept)
 
-    def _delete_record(self, data_record: DataRecord) -> None:
+    def _delete_record(self, data_record: DataRecord) -> bool:
+        return self._delete_orphan(data_record, None)
+
+    def _delete_orphan(self, data_record: DataRecord, now_ms: int | None) -> bool:
         with self._lock:
             existing = self._records.get(data_record.key)
             if existing is None:
-                return
-            if not may_release(existing, data_record.owner_token):
-                raise IdempotencyLeaseLostError(record=existing)
+                return False
+            if not may_release_orphan(existing, data_record.owner_token, now_ms):
+                raise fenced(data_record, existing)
             del self._records[data_record.key]
+            return True
 
     def _make_room(self, now_ms: int) -> None:
         """Drop what has expired; refuse the claim if nothing has.  Called with the lock held."""

@@ -73,8 +73,11 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
     async def _update_record(self, data_record: DataRecord) -> None:
         await _in_thread(self.store._update_record, data_record=data_record)
 
-    async def _delete_record(self, data_record: DataRecord) -> None:
-        await _in_thread(self.store._delete_record, data_record=data_record)
+    async def _delete_record(self, data_record: DataRecord) -> bool | None:
+        return await _in_thread(self.store._delete_record, data_record=data_record)
+
+    async def _delete_orphan(self, data_record: DataRecord, now_ms: int | None) -> bool:
+        return await _in_thread(self.store._delete_orphan, data_record=data_record, now_ms=now_ms)
 
     def _begin_transaction(self, idempotency_key: str) -> Transaction:
         return self.store._begin_transaction(idempotency_key)
@@ -85,8 +88,8 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
     async def _load_result(self, data_record: DataRecord) -> str:
         return await _in_thread(self.store._load_result, data_record=data_record)
 
-    def _explain(self, error: Exception) -> str:
-        return self.store._explain(error)
+    def _diagnose(self, error: Exception, idempotency_key: str) -> tuple[str, bool]:
+        return self.store._diagnose(error, idempotency_key)
 
 
 class _Answers:

@@ -200,8 +200,10 @@ def test_a_result_that_cannot_be_loaded_now_is_a_failure_that_says_that_the_func
 
     with pytest.raises(IdempotencyPersistenceLayerError) as caught:
         use(kind(_load_result=trouble), "load", PACKED)
-    assert str(caught.value) == "Failed to load the stored result - (unreachable)"
-    assert caught.value.__notes__ == ["Idempotency key: fn#1. The function ran before and was not run again; retry the call."]
+    assert str(caught.value) == (
+        "Failed to load the stored result - (unreachable). Idempotency key: fn#1. "
+        "The function ran before and was not run again; retry the call."
+    )
     assert caught.value.__cause__ is trouble
 
 
@@ -320,16 +322,16 @@ def test_a_failed_commit_is_translated_once_with_its_cause_and_the_key(
     assert type(error) is IdempotencyPersistenceLayerError
     assert error.args == ("Failed to commit the transaction in the idempotency store", trouble)
     assert error.__cause__ is trouble
-    assert [note.startswith("Idempotency key: fn#tx. ") for note in error.__notes__] == [True]
+    assert "). Idempotency key: fn#tx. " in str(error)
+    assert (error.idempotency_key, error.function_ran) == ("fn#tx", True)
 
 
 @pytest.mark.parametrize("kind", COMMITTING_KINDS)
 def test_who_gets_a_failed_commit_is_told_that_the_record_knows_what_became_of_it(kind: Any) -> None:
     with pytest.raises(IdempotencyPersistenceLayerError) as raised:
         commit(kind(_commit_record=ConnectionError("reset")), DONE)
-    [note] = raised.value.__notes__
-    assert note == (
-        "Idempotency key: fn#tx. Retry the call: it returns the stored result if the transaction was written, "
+    assert str(raised.value).endswith(
+        " - (reset). Idempotency key: fn#tx. The function ran. Retry the call: it returns the stored result if the transaction was written, "
         "and runs the function again if not."
     )
 
@@ -338,19 +340,22 @@ def test_who_gets_a_failed_commit_is_told_that_the_record_knows_what_became_of_i
 def test_who_gets_a_failed_commit_without_a_record_is_told_that_nothing_knows_what_became_of_it(kind: Any) -> None:
     with pytest.raises(IdempotencyPersistenceLayerError) as raised:
         commit(kind(_commit_record=ConnectionError("reset")), None)
-    [note] = raised.value.__notes__
-    assert note == (
-        "Idempotency key: fn#tx. The call has no record: whether its transaction was written is not known, "
-        "and a retry would write it again."
+    assert str(raised.value).endswith(
+        " - (reset). Idempotency key: fn#tx. The function ran. The call has no record: whether its transaction was written is not "
+        "known; a retry would write it again."
     )
+    assert not raised.value.is_retryable
 
 
 @pytest.mark.parametrize("kind", COMMITTING_KINDS)
 def test_what_the_store_knows_of_a_failed_commit_is_said(kind: Any) -> None:
     store = kind(_commit_record=ConnectionError("reset"))
-    store._explain = lambda error: f"It was {error}."
+    store._diagnose = lambda error, key: (f"It was {error} of {key}.", True)
 
-    with pytest.raises(IdempotencyPersistenceLayerError, match=r" - \(reset It was reset\.\)\n"):
+    with pytest.raises(
+        IdempotencyPersistenceLayerError,
+        match=r" - \(reset\)\. It was reset of fn#tx\. Idempotency key: fn#tx\. The function ran",
+    ):
         commit(store, DONE)
 
 
@@ -365,7 +370,10 @@ def test_an_interruption_of_a_commit_is_no_failure_of_the_store(kind: Any, inter
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_store_that_has_no_transactions_cannot_commit_another_stores(kind: Any) -> None:
-    with pytest.raises(IdempotencyPersistenceLayerError, match=r"^Failed to commit .*Store has no transactions\)\n"):
+    with pytest.raises(
+        IdempotencyPersistenceLayerError,
+        match=r"^Failed to commit .*Store has no transactions\)\. Idem.* until this is corrected",
+    ):
         commit(kind(), DONE)
 
 
@@ -398,8 +406,11 @@ def test_a_fetch_of_no_record_returns_none(kind: Any, answer: object) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("verb", ["complete", "release", "renew"])
-def test_a_write_returns_nothing_whatever_its_hook_does(kind: Any, verb: str) -> None:
-    assert use(kind(_update_record={"Attributes": {}}, _delete_record={"Attributes": {}}), verb) is None
+def test_a_hooks_answer_is_not_a_writes(kind: Any, verb: str) -> None:
+    answer = use(kind(_update_record={"Attributes": {}}, _delete_record={"Attributes": {}}), verb)
+
+    if verb == "release":
+        assert answer is True
 
 
 # Refusals
@@ -443,7 +454,7 @@ def test_a_refusal_whose_record_cannot_be_read_is_a_failed_read(kind: Any) -> No
 
     with pytest.raises(IdempotencyPersistenceLayerError) as raised:
         use(store, "claim")
-    assert str(raised.value) == "Failed to get record from idempotency store - (reset)"
+    assert str(raised.value).startswith("Failed to get record from idempotency store - (reset). Idempotency key: fn#1. ")
     assert raised.value.__cause__ is trouble
 
 
@@ -456,7 +467,7 @@ def test_a_refusal_by_a_record_of_an_unknown_status_is_a_failed_claim(kind: Any,
         IdempotencyPersistenceLayerError, match="^Failed to save in progress record to idempotency store"
     ) as raised:
         use(store, "claim")
-    assert raised.value.details == status
+    assert raised.value.details == (status or "IdempotencyInvalidStatusError")
     assert isinstance(raised.value.args[1], IdempotencyInvalidStatusError)
 
 
@@ -488,21 +499,20 @@ def test_a_failed_hook_is_translated_once_with_its_cause_and_the_key(kind: Any, 
         use(store, verb)
     error = raised.value
     assert type(error) is IdempotencyPersistenceLayerError
-    assert str(error) == f"{message} - ({trouble})"
+    assert str(error) == f"{message} - ({trouble}). Idempotency key: fn#1. {advice}"
     assert error.args == (message, trouble)
     assert error.__cause__ is trouble
-    assert error.__notes__ == [f"Idempotency key: fn#1. {advice}"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("verb", ["claim", "complete", "release", "renew"])
-def test_the_note_names_the_key_and_not_the_partition_of_a_composite_table(kind: Any, verb: str) -> None:
+def test_the_error_names_the_key_and_not_the_partition_of_a_composite_table(kind: Any, verb: str) -> None:
     store = kind(**{HOOKS[verb]: ConnectionError("reset")})
     record = VERBS[verb][0].replace(idempotency_key="payments", sort_key="fn#1")
 
     with pytest.raises(IdempotencyPersistenceLayerError) as raised:
         use(store, verb, record)
-    assert raised.value.__notes__[0].startswith("Idempotency key: fn#1. ")
+    assert " - (reset). Idempotency key: fn#1. " in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)

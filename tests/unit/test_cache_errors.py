@@ -131,7 +131,7 @@ def test_it_is_seen_that_no_answer_came(package: Any, name: str, expected: tuple
     error = getattr(package.exceptions, name.format(package.__name__.capitalize()))("Error 111 connecting to cache:6379.")
 
     assert seen(error) == expected
-    assert explanation(error) == ""
+    assert bool(explanation(error)) is name.startswith("Auth")
 
 
 @pytest.mark.parametrize(

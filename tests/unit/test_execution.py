@@ -625,7 +625,8 @@ def test_a_result_that_was_not_kept_is_an_error_and_never_a_second_run() -> None
     outcome = play(execution(PLAN), (Claim(None), Refused(DONE.replace(result_kept=False), NOW_MS)))
 
     assert str(rejection(outcome, IdempotencyResultNotKeptError)) == (
-        "The function ran for idempotency key fn#1, but its result could not be stored; it will not be run again"
+        "The function ran for idempotency key fn#1, but its result could not be stored; it will not be run again. "
+        "A retry does not help: it gets this error until the record expires."
     )
 
 
@@ -636,10 +637,13 @@ def test_another_payload_is_refused_in_powertools_words() -> None:
         told(events.Refused(key="fn#1", at_ms=NOW_MS, reason="payload mismatch", holder="request-theirs")),
     )
 
-    assert str(rejection(outcome, IdempotencyValidationError)) == "Payload does not match stored record for this event key"
+    assert str(rejection(outcome, IdempotencyValidationError)) == (
+        "Payload does not match stored record for this event key. Idempotency key: fn#1. Held by request request-theirs. "
+        "The function was not run; a retry does not help: the key was used with another payload."
+    )
 
 
-def test_an_attempt_in_progress_refuses_in_powertools_words_and_a_note_says_who_holds_the_key() -> None:
+def test_an_attempt_in_progress_refuses_in_powertools_words_and_says_who_holds_the_key() -> None:
     outcome = play(
         execution(OBSERVED),
         (Claim(None), Refused(RUNNING, NOW_MS)),
@@ -647,8 +651,10 @@ def test_an_attempt_in_progress_refuses_in_powertools_words_and_a_note_says_who_
     )
 
     error = rejection(outcome, IdempotencyAlreadyInProgressError)
-    assert str(error) == "Execution already in progress with idempotency key: body.id=fn#1"
-    assert error.__notes__ == ["Held by request request-theirs"]
+    assert str(error) == (
+        "Execution already in progress with idempotency key: body.id=fn#1. Held by request request-theirs. "
+        "The function was not run; retry the call to get the result of the attempt in progress."
+    )
     assert error.record is RUNNING
 
 
@@ -658,8 +664,10 @@ def test_an_attempt_in_a_composite_table_is_named_with_its_sort_key() -> None:
     outcome = play(execution(PLAN), (Claim(None), Refused(existing, NOW_MS)))
 
     error = rejection(outcome, IdempotencyAlreadyInProgressError)
-    assert str(error) == "Execution already in progress with idempotency key: body.id=payments and sort key: fn#1"
-    assert not hasattr(error, "__notes__")
+    assert str(error) == (
+        "Execution already in progress with idempotency key: body.id=payments and sort key: fn#1. "
+        "The function was not run; retry the call to get the result of the attempt in progress."
+    )
 
 
 @pytest.mark.parametrize(
@@ -676,6 +684,9 @@ def test_an_orphan_that_nobody_may_take_over_is_refused_with_the_end_of_its_leas
     error = rejection(outcome, IdempotencyOrphanedError)
     assert f"its lease ended at {ended}; it is not run again by itself (orphan_takeover=False)" in str(error)
     assert "idempotency key fn#1" in str(error)
+    assert "It is not known whether the function ran; a retry does not help." in str(error)
+    assert str(error).endswith(f"store.release_orphan('fn#1', owner_token='{existing.owner_token}')")
+    assert ("Held by request request-theirs." in str(error)) is bool(existing.holder)
     assert error.record is existing
 
 
@@ -712,7 +723,10 @@ def test_a_store_that_contradicts_itself_is_not_asked_a_fourth_time() -> None:
 
     error = rejection(outcome, IdempotencyInconsistentStateError)
     assert MAX_CLAIMS == 3
-    assert str(error) == "The store refused idempotency key fn#1 3 times and showed it free each time: do the clocks agree?"
+    assert str(error) == (
+        "The store refused idempotency key fn#1 3 times and showed it free each time: do the clocks agree? "
+        "The function was not run; retry the call."
+    )
 
 
 def test_the_third_claim_may_still_be_granted() -> None:
@@ -919,7 +933,7 @@ def test_a_late_success_without_a_winners_result_to_give_is_an_error(plan: Plan,
     assert error.record is winner
     assert str(error) == (
         "The function ran, but its lease had ended and another attempt owns idempotency key fn#1. "
-        "Retry the call to get that attempt's result"
+        "Retry the call to get that attempt's result. Held by request request-theirs."
     )
 
 
@@ -1107,7 +1121,8 @@ def test_what_is_not_known_to_be_committed_is_withdrawn_and_its_error_is_the_cal
     )
 
     assert outcome == Rejected(error, error.__cause__)
-    assert error.__notes__ == [NOTHING_WRITTEN]
+    assert NOTHING_WRITTEN in str(error)
+    assert getattr(error, "nothing_written", True)
 
 
 def test_an_unobserved_withdrawal_asks_for_nothing_but_the_release() -> None:
@@ -1131,7 +1146,11 @@ def test_a_withdrawal_that_is_not_answered_leaves_it_to_the_lease_and_says_so() 
     )
 
     assert outcome == Rejected(error, None)
-    assert error.__notes__ == ["Besides, the claim of idempotency key fn#1 could not be released: timeout"]
+    assert str(error) == (
+        "Failed to commit the transaction - (timeout). The function ran. Besides, the claim of idempotency key fn#1 could not be "
+        "released: timeout. Whether the transaction was written is not known. If it was, a retry returns the stored result; if not, "
+        "it is refused until the lease ends, and then runs the function again."
+    )
 
 
 @pytest.mark.parametrize("error", [unanswered(), canceled("ConditionalCheckFailed")], ids=["unanswered", "canceled"])
@@ -1209,15 +1228,25 @@ LOST = "its lease had ended and another attempt owns idempotency key fn#1"
 
 
 @pytest.mark.parametrize(
-    ("existing", "winner", "loss", "retry"),
+    ("existing", "winner", "says"),
     [
-        (RUNNING, "request-theirs", LOST, "Retry the call to get that attempt's result"),
-        (None, "", "it no longer holds idempotency key fn#1", "Retry the call"),
+        (
+            RUNNING,
+            "request-theirs",
+            f"The function ran, but {LOST}. Nothing of its transaction was written. Retry the call to get that attempt's result. "
+            "Held by request request-theirs.",
+        ),
+        (
+            None,
+            "",
+            "The function ran, but it no longer holds idempotency key fn#1. Whether its transaction was written is not known. "
+            "A retry runs the function again, and may write it a second time",
+        ),
     ],
     ids=["running", "gone"],
 )
-def test_a_commit_that_comes_too_late_for_a_result_says_that_nothing_was_written(
-    existing: DataRecord | None, winner: str, loss: str, retry: str
+def test_a_commit_that_comes_too_late_for_a_result_says_what_the_record_proves(
+    existing: DataRecord | None, winner: str, says: str
 ) -> None:
     outcome = play(
         execution(OBSERVED),
@@ -1230,7 +1259,8 @@ def test_a_commit_that_comes_too_late_for_a_result_says_that_nothing_was_written
     )
 
     error = rejection(outcome, IdempotencyLeaseLostError)
-    assert str(error) == f"The function ran, but {loss}. Nothing of its transaction was written. {retry}"
+    assert str(error) == says
+    assert error.is_retryable is (existing is not None)
     assert error.record is existing
 
 
@@ -1258,7 +1288,10 @@ def test_a_result_that_cannot_be_serialized_cancels_the_transaction_and_frees_th
     )
 
     raised = rejection(outcome, IdempotencyTransactionCanceledError)
-    assert str(raised) == ("The result of idempotency key fn#1 cannot be stored, so its transaction was not sent - (TypeError)")
+    assert str(raised) == (
+        "The result of idempotency key fn#1 cannot be stored, so its transaction was not sent - (TypeError). The function ran. "
+        f"{NOTHING_WRITTEN} A retry runs it again, and does not help before a correction."
+    )
     assert outcome == Rejected(raised, error)
 
 
@@ -1378,7 +1411,8 @@ def test_a_result_that_cannot_be_serialized_completes_the_record_without_it(erro
     )
 
     assert str(rejection(outcome, IdempotencyResultNotKeptError)) == (
-        f"The function ran for idempotency key fn#1, but its result could not be stored; it will not be run again{text}"
+        f"The function ran for idempotency key fn#1, but its result could not be stored; it will not be run again{text}. "
+        "A retry does not help: it gets this error until the record expires."
     )
     assert isinstance(outcome, Rejected)
     assert outcome.cause is error
