@@ -854,9 +854,11 @@ def _withdrawn(plan: Plan, granted: DataRecord, executed: Executed | None, uncom
     if isinstance(reply, Unanswered):
         at_ms, trouble = reply.now_ms, type(reply.error).__name__
         _tell_unreleased(plan.key, error, reply.error, is_unwritten=is_unwritten)
+    elif isinstance(reply, Gone):
+        _tell_released(plan.key, error, is_unwritten=is_unwritten)
     else:
-        is_proof = not isinstance(reply, Gone) and bool(_expect(Stored, reply)) and _is_remembered(executed, at_ms)
-        _tell_released(plan.key, error, is_unwritten=is_unwritten or is_proof)
+        _expect(Stored, reply)
+        _tell_released(plan.key, error, is_unwritten=is_unwritten or _is_remembered(executed, at_ms))
     if plan.is_observed:
         yield Notify(events.Released(key=plan.key, at_ms=at_ms, generation=granted.generation, error=trouble))
     return Rejected(error, error.__cause__)
@@ -874,12 +876,13 @@ def _tell_released(key: str, error: BaseError, *, is_unwritten: bool) -> None:
     if not is_unwritten:
         written = "Whether the transaction was written is not known, because its record is gone or has expired."
         again = "A retry runs the function again, and may write it a second time."
-        error.about(key, f"The function ran. {written} {again}", is_retryable=False)
+        error.about(key, f"The function ran. {written} {again}", function_ran=True, is_retryable=False)
         return
     if isinstance(error, IdempotencyTransactionCanceledError):
         error.nothing_written = True
     again = "A retry runs it again." if error.is_retryable else "A retry runs it again, and does not help before a correction."
-    error.about(key, f"The function ran. The claim was released: nothing of the transaction was written. {again}")
+    advice = f"The function ran. The claim was released: nothing of the transaction was written. {again}"
+    error.about(key, advice, function_ran=True)
 
 
 def _tell_unreleased(key: str, error: BaseError, trouble: Exception, *, is_unwritten: bool) -> None:
@@ -892,7 +895,7 @@ def _tell_unreleased(key: str, error: BaseError, trouble: Exception, *, is_unwri
             "refused until the lease ends, and then runs the function again."
         )
     besides = f"Besides, the claim of idempotency key {key} could not be released: {own_text(trouble)}."
-    error.about(key, f"The function ran. {besides} {then}")
+    error.about(key, f"The function ran. {besides} {then}", function_ran=True)
 
 
 def _not_committed(

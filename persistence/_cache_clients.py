@@ -15,6 +15,7 @@ from persistence._cache_errors import (
     UnacknowledgedError,
     is_answer,
     is_not_now,
+    is_passing,
     is_unanswered,
     is_unknown_script,
 )
@@ -158,7 +159,10 @@ class CacheConnection:
             hint = " The scheme says whether it has TLS: rediss and valkeys do, redis and valkey do not."
         else:
             hint = " If it has no TLS, say ssl=False." if self.ssl else " If it has TLS, leave ssl=False out."
-        return IdempotencyUnreachableError(f"Could not connect to the cache at {place}.{hint}", error)
+        may_pass = is_passing(error)
+        advice = "No function was run; " + ("retry later." if may_pass else "a retry does not help until this is corrected.")
+        unreachable = IdempotencyUnreachableError(f"Could not connect to the cache at {place}.{hint}", error)
+        return unreachable.about(None, advice, is_retryable=may_pass)
 
     def ping(self, client: Any) -> None:
         """Connect, and leave the connection to the first call.

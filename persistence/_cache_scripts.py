@@ -134,7 +134,8 @@ _RELEASE: Final = """
 local token, now_ms = ARGV[6], tonumber(ARGV[7]) -- without a time, a live lease does not matter
 
 if not record then return {'gone'} end
-if (record[owner] or '') ~= token or not is_in_progress() then return {'fenced', text} end
+if token == '' then token = nil end -- as in a record of Powertools
+if record[owner] ~= token or not is_in_progress() then return {'fenced', text} end
 if now_ms and not is_past_lease(now_ms) then return {'fenced', text} end
 redis.call('DEL', key)
 return {'stored'}

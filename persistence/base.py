@@ -23,6 +23,7 @@ from persistence.exceptions import (
     IdempotencyKeyError,
     IdempotencyLeaseLostError,
     IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceConnectionError,
     IdempotencyPersistenceConsistencyError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
@@ -238,6 +239,8 @@ class _Layer:
 
     def _diagnose(self, error: Exception, idempotency_key: str) -> tuple[str, bool]:  # noqa: ARG002 - for stores that know more
         """What the store knows about a failure: sentences beyond the error's own text, or "", and whether a retry may help."""
+        if isinstance(error, IdempotencyPersistenceConnectionError):
+            return "", error.is_retryable
         return "", not isinstance(error, LASTING)
 
     def _failure(self, failed: Failed, idempotency_key: str, error: Exception) -> IdempotencyPersistenceLayerError:
@@ -655,6 +658,9 @@ def _name_answer(answer: BaseError, idempotency_key: str, failed: Failed) -> Non
     function_ran = failed[1]
     if isinstance(answer, IdempotencyLeaseLostError):
         answer.function_ran, answer.is_retryable = function_ran, bool(function_ran)
+    if isinstance(answer, IdempotencyResultNotKeptError) and failed is not LOAD_FAILED:
+        answer.about(idempotency_key, "")  # the caller completes the record without the result, and gets another error
+        return
     ran = "" if function_ran is None else "The function ran. " if function_ran else "The function was not run. "
     answer.about(idempotency_key, f"{ran}A retry {'may help' if answer.is_retryable else 'does not help'}.")
 

@@ -105,8 +105,8 @@ def test_a_call_is_refused_while_another_attempt_runs(form: Form, store: Countin
         form.decorate(work, store, BY_ID)(ORDER)
 
     assert str(refused.value) == (
-        f"Execution already in progress with idempotency key: id={key_of(7)}. Held by request request-9. The function was not run; "
-        "retry the call to get the result of the attempt in progress."
+        f"Execution already in progress with idempotency key: id={key_of(7)}. Held by request request-9. The function was not "
+        "run; retry the call to get the result of the attempt in progress."
     )
     assert refused.value.record == existing
     assert work.runs == []

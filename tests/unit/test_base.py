@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,20 @@ from doubles import START_MS, FakeClock
 from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, CallSettings, call_settings
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
+    BaseError,
+    IdempotencyAlreadyInProgressError,
     IdempotencyInvalidStatusError,
     IdempotencyItemAlreadyExistsError,
     IdempotencyItemNotFoundError,
     IdempotencyKeyError,
     IdempotencyLeaseLostError,
     IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceConnectionError,
+    IdempotencyPersistenceConsistencyError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
     IdempotencyTransactionCanceledError,
+    IdempotencyUnreachableError,
     IdempotencyValidationError,
 )
 from persistence.memory import InMemoryPersistenceLayer
@@ -331,8 +337,8 @@ def test_who_gets_a_failed_commit_is_told_that_the_record_knows_what_became_of_i
     with pytest.raises(IdempotencyPersistenceLayerError) as raised:
         commit(kind(_commit_record=ConnectionError("reset")), DONE)
     assert str(raised.value).endswith(
-        " - (reset). Idempotency key: fn#tx. The function ran. Retry the call: it returns the stored result if the transaction was written, "
-        "and runs the function again if not."
+        " - (reset). Idempotency key: fn#tx. The function ran. Retry the call: it returns the stored result if the transaction "
+        "was written, and runs the function again if not."
     )
 
 
@@ -341,8 +347,8 @@ def test_who_gets_a_failed_commit_without_a_record_is_told_that_nothing_knows_wh
     with pytest.raises(IdempotencyPersistenceLayerError) as raised:
         commit(kind(_commit_record=ConnectionError("reset")), None)
     assert str(raised.value).endswith(
-        " - (reset). Idempotency key: fn#tx. The function ran. The call has no record: whether its transaction was written is not "
-        "known; a retry would write it again."
+        " - (reset). Idempotency key: fn#tx. The function ran. The call has no record: whether its transaction was written is "
+        "not known; a retry would write it again."
     )
     assert not raised.value.is_retryable
 
@@ -375,6 +381,155 @@ def test_a_store_that_has_no_transactions_cannot_commit_another_stores(kind: Any
         match=r"^Failed to commit .*Store has no transactions\)\. Idem.* until this is corrected",
     ):
         commit(kind(), DONE)
+
+
+# Orphans
+
+LEASE_END_MS = START_MS + 1_000
+
+
+def release_orphan(store: Any, owner_token: str = "b", **options: Any) -> Any:
+    answer = store.release_orphan("fn#1", owner_token=owner_token, **options)
+    return asyncio.run(answer) if isinstance(store, AsyncBasePersistenceLayer) else answer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("now_ms", "options"), [(LEASE_END_MS + 1, {}), (LEASE_END_MS, {"even_if_leased": True})])
+def test_an_orphan_in_a_store_of_four_hooks_is_read_and_then_deleted(kind: Any, now_ms: int, options: dict[str, bool]) -> None:
+    store = kind(_get_record=HELD)
+    store.clock_ms = FakeClock(now_ms)
+
+    release_orphan(store, **options)
+
+    assert store.calls == [("_get_record", (), {"idempotency_key": "fn#1"}), ("_delete_record", (), {"data_record": HELD})]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("found", "owner_token", "error"),
+    [
+        (HELD, "b", IdempotencyAlreadyInProgressError),
+        (HELD, "a", IdempotencyLeaseLostError),
+        (HELD, "", IdempotencyLeaseLostError),
+        (DONE, "a", IdempotencyInvalidStatusError),
+        (IdempotencyItemNotFoundError, "b", IdempotencyItemNotFoundError),
+    ],
+    ids=["leased", "another's", "not of Powertools", "completed", "nothing"],
+)
+def test_what_is_not_that_orphan_is_left_alone(kind: Any, found: Any, owner_token: str, error: type[BaseError]) -> None:
+    store = kind(_get_record=found)
+    store.clock_ms = FakeClock(LEASE_END_MS)
+
+    with pytest.raises(error) as raised:
+        release_orphan(store, owner_token)
+    assert type(raised.value) is error
+    assert raised.value.idempotency_key == "fn#1"
+    assert raised.value.__cause__ is None
+    assert [hook for hook, _, _ in store.calls] == ["_get_record"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_orphan_that_another_caller_deletes_first_is_not_there(kind: Any) -> None:
+    with pytest.raises(IdempotencyItemNotFoundError, match="There is no record of idempotency key fn#1: the key is free"):
+        release_orphan(kind(_get_record=HELD, _delete_record=False), even_if_leased=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("trouble", "advice"),
+    [
+        (ConnectionError("reset"), "The orphan is not known to be released; a retry of release_orphan is safe."),
+        (TypeError("no"), "The orphan was not released; a retry does not help until this is corrected."),
+    ],
+)
+@pytest.mark.parametrize("hook", ["_get_record", "_delete_record"])
+def test_a_release_of_an_orphan_that_fails_is_the_stores_failure(kind: Any, hook: str, trouble: Exception, advice: str) -> None:
+    store = kind(**{"_get_record": HELD, hook: trouble})
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        release_orphan(store, even_if_leased=True)
+    assert str(raised.value) == (f"Failed to delete record from idempotency store - ({trouble}). Idempotency key: fn#1. {advice}")
+    assert (raised.value.function_ran, raised.value.is_retryable) == (None, isinstance(trouble, ConnectionError))
+    assert raised.value.__cause__ is trouble
+
+
+@pytest.mark.parametrize(
+    ("lease_end_ms", "expiry_s", "until"),
+    [
+        (None, 1_800_000_000, "2027-01-15T08:00:00.000+00:00"),
+        (1_800_000_000_250, 1, "2027-01-15T08:00:00.250+00:00"),
+        (10**18, None, "1000000000000000.0 seconds of the epoch"),
+        (None, None, "never"),
+    ],
+)
+def test_the_end_of_a_lease_is_told_whatever_another_writer_has_stored(
+    lease_end_ms: int | None, expiry_s: int | None, until: str
+) -> None:
+    held = HELD.replace(in_progress_expiry_timestamp=lease_end_ms, expiry_timestamp=expiry_s)
+    store = SyncStore(_get_record=held)
+    store.clock_ms = FakeClock(0)
+
+    with pytest.raises(IdempotencyAlreadyInProgressError) as raised:
+        release_orphan(store)
+    assert f"lasts until {until}. The record was not changed." in str(raised.value)
+
+
+# What an answer of a hook says to its caller
+
+NAMED = "Idempotency key: fn#1."
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("verb", "answer", "says", "facts"),
+    [
+        (
+            "claim",
+            IdempotencyKeyError("m"),
+            f"m. {NAMED} The function was not run. A retry does not help.",
+            (False, False),
+        ),
+        (
+            "complete",
+            IdempotencyLeaseLostError("m"),
+            f"m. {NAMED} The function ran. A retry may help.",
+            (True, True),
+        ),
+        ("release", IdempotencyLeaseLostError(), f"{NAMED} A retry does not help.", (None, False)),
+        ("renew", IdempotencyLeaseLostError("m"), f"m. {NAMED} A retry does not help.", (None, False)),
+        ("complete", IdempotencyResultNotKeptError("of fn#1"), "of fn#1", (True, False)),
+        ("complete", IdempotencyLeaseLostError("m").about("k", "a"), "m. Idempotency key: k. a", (True, True)),
+    ],
+)
+def test_an_answer_of_a_hook_says_which_key_it_concerns_and_whether_the_function_ran(
+    kind: Any, verb: str, answer: BaseError, says: str, facts: tuple[bool | None, bool]
+) -> None:
+    with pytest.raises(type(answer)) as raised:
+        use(kind(**{HOOKS[verb]: copy.copy(answer)}), verb)
+    assert str(raised.value) == says
+    assert (raised.value.function_ran, raised.value.is_retryable) == facts
+
+
+@pytest.mark.parametrize(
+    ("trouble", "helps"),
+    [
+        (OSError("reset"), True),
+        (IdempotencyPersistenceConnectionError("down"), True),
+        (IdempotencyUnreachableError("refused").about(None, "a", is_retryable=False), False),
+        (IdempotencyPersistenceConfigError("no offload"), False),
+        (IdempotencyPersistenceConsistencyError("foreign"), False),
+        (NotImplementedError(), False),
+        (NameError("x"), False),
+        (AttributeError("x"), False),
+        (ImportError("x"), False),
+    ],
+    ids=repr,
+)
+def test_a_retry_is_advised_only_where_it_can_help(trouble: Exception, helps: bool) -> None:
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        use(SyncStore(_put_record=trouble), "claim")
+    assert raised.value.is_retryable is helps
+    assert ("retry the call" in str(raised.value)) is helps
 
 
 # Answers
