@@ -6,6 +6,7 @@ Every story counts in the caller's own table: each commit that is applied adds 1
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from threading import Event
@@ -1107,6 +1108,60 @@ def test_a_commit_without_its_record_is_told_as_such_even_if_the_record_cannot_b
     orders.meanwhile = meanwhile
     with pytest.raises(IdempotencyLeaseLostError, match="Whether its transaction was written is not known"):
         orders()
+
+
+KEPT_SECONDS = 60
+
+
+def live_out(orders: Orders, happens: Callable[[], object]) -> Fault:
+    """The commit is applied and its answer lost; the completed record expires, and something happens to it."""
+
+    def strike(send: Send) -> Any:
+        send()
+        orders.bench.clock.advance(seconds=KEPT_SECONDS + 2)
+        happens()
+        raise read_timeout()
+
+    return strike
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["its client token forgotten", "released"])
+def test_a_commit_whose_record_was_deleted_when_it_had_expired_is_not_said_to_have_written_nothing(
+    bench: Bench, form: Form, released: bool
+) -> None:
+    """By the table's TTL, between a commit whose answer was lost and the next request, or an invocation that was frozen."""
+    orders = Orders(bench, form, options={"expires_after_seconds": KEPT_SECONDS})
+    bench.client.at(COMMIT, 1, live_out(orders, lambda: vanish(bench)))
+    second = read_timeout() if released else canceled("ConditionalCheckFailed", None, None)
+    bench.client.at(COMMIT, 2, refused(second))
+    with pytest.raises(IdempotencyPersistenceLayerError) as caught:
+        orders(LambdaContext(remaining_ms=30_000 if released else 600_000, clock=bench.clock))
+
+    assert orders.applied == 1
+    assert "was written is not known" in str(caught.value)
+    assert "othing of" not in str(caught.value)
+    assert (caught.value.function_ran, caught.value.is_retryable) == (True, False)
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["its client token forgotten", "released"])
+def test_a_commit_whose_record_was_taken_over_when_it_had_expired_is_not_said_to_have_written_nothing(
+    bench: Bench, form: Form, released: bool
+) -> None:
+    orders = Orders(bench, form, options={"expires_after_seconds": KEPT_SECONDS})
+
+    def take() -> None:
+        with suppress(Suspended):
+            orders.rival(meanwhile=stay_at_work)()
+
+    bench.client.at(COMMIT, 1, live_out(orders, take))
+    second = read_timeout() if released else canceled("ConditionalCheckFailed", None, None)
+    bench.client.at(COMMIT, 2, refused(second))
+    with pytest.raises(IdempotencyLeaseLostError) as caught:
+        orders(LambdaContext(remaining_ms=30_000 if released else 600_000, clock=bench.clock))
+
+    assert orders.applied == 1
+    assert "Whether its transaction was written is not known" in str(caught.value)
+    assert caught.value.is_retryable
 
 
 def test_it_is_not_said_that_nothing_was_written_where_nobody_knows(bench: Bench, form: Form) -> None:
