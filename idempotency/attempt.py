@@ -25,8 +25,8 @@ class Attempt:
     Attributes:
         key: The idempotency key.
         owner_token: Names this attempt; every write of its record is fenced by it.
-        generation: 1 for the first attempt at the key, one more with each takeover.  Store it with your own resource and reject
-            a smaller one, to fence off an attempt that was superseded while it ran.
+        generation: A count of attempts: 1 for the first one at the key, one more with each takeover.  It begins again at 1 when
+            the record was released, deleted or expired, so it does not tell which of two attempts is the later one.
         lease_end_ms: Until when the key is ours, in epoch milliseconds; grows when the lease is renewed.  In the record, a
             renewed lease ends `lease_margin_seconds` later, because other machines' clocks may be ahead of this one's.
     """

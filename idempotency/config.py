@@ -91,7 +91,8 @@ class IdempotencyConfig:
         wait_for_in_progress_seconds: How long a call waits for the result of another attempt at its key, never past its own
             deadline, before it raises `IdempotencyAlreadyInProgressError`.
         orphan_takeover: Whether a call runs the function again when an earlier attempt's lease ended without a result.  If not,
-            such a call raises `IdempotencyOrphanedError`, and so does every further one.
+            such a call raises `IdempotencyOrphanedError`, and so does every further one until `store.release_orphan` has freed
+            the key.
         require_all_key_fields: Whether a key that is missing, or a multi-select like `[user, order]` that is missing in part,
             is an `IdempotencyKeyError`.  If not, one that is missing in part is a key, as in Powertools: requests that differ
             only in the missing part collide.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 from idempotency.attempt import Attempt
 from idempotency.events import Throttled, notify
 from idempotency.execution import (
+    GONE,
     STORED,
     Claim,
     Commit,
@@ -54,6 +55,7 @@ from persistence.exceptions import (
     IdempotencyLeaseLostError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
+    own_text,
 )
 
 if TYPE_CHECKING:
@@ -256,6 +258,9 @@ class _PerformerBase:
         if isinstance(effect, Commit) and isinstance(error, BaseError):
             return Uncommitted(error, now_ms)
         if isinstance(effect, (Release, Renew)):
+            # The caller gets the function's own error, or none, so that nothing else shows this one.
+            what = "claim was not released" if isinstance(effect, Release) else "lease was not renewed"
+            _logger().warning("The %s: %s", what, error)
             return Unanswered(error, now_ms)
         if isinstance(effect, Fetch) and effect.has_run:
             return Found(None, now_ms)
@@ -289,8 +294,7 @@ class _Performer(_PerformerBase):
         try:
             match effect:
                 case Commit() | Release() | Renew():
-                    self._write(effect)
-                    return STORED
+                    return self._write(effect)
                 case Notify(event):
                     notify(self.call.observers, event)
                 case Wait(tries, at_most_ms):
@@ -305,15 +309,16 @@ class _Performer(_PerformerBase):
             return self.failed(effect, error)
         return None
 
-    def _write(self, effect: Commit | Release | Renew) -> None:
+    def _write(self, effect: Commit | Release | Renew) -> Reply:
         match effect:
             case Commit(record, transaction):
                 self.store.commit(record, transaction)
             case Release(record):
                 self._settle_lease()
-                self.store.release(record)
+                return STORED if self.store.release(record) else GONE
             case _:
                 self.store.renew(effect.record)
+        return STORED
 
     def _read(self, effect: Fetch | Load) -> Reply:
         if isinstance(effect, Load):
@@ -344,8 +349,8 @@ class _Performer(_PerformerBase):
                 granted, ran = self.unstored
                 record = self.call.plan.completed(granted, ran.response_data, ran.now_ms)
                 self.store.complete(record.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
-        except Exception:  # noqa: BLE001 - logged
-            _log_not_wound_up(self.call.plan.key)
+        except Exception as trouble:  # noqa: BLE001 - logged
+            _log_not_wound_up(self.call.plan.key, trouble)
 
     def run(self, granted: DataRecord) -> Reply:
         """Run the function, its lease renewed meanwhile where it is one that is."""
@@ -416,8 +421,7 @@ class _AsyncPerformer(_PerformerBase):
         try:
             match effect:
                 case Commit() | Release() | Renew():
-                    await self._write(effect)
-                    return STORED
+                    return await self._write(effect)
                 case Notify(event):
                     notify(self.call.observers, event)
                 case Wait(tries, at_most_ms):
@@ -432,14 +436,15 @@ class _AsyncPerformer(_PerformerBase):
             return self.failed(effect, error)
         return None
 
-    async def _write(self, effect: Commit | Release | Renew) -> None:
+    async def _write(self, effect: Commit | Release | Renew) -> Reply:
         match effect:
             case Commit(record, transaction):
                 await _to_its_end(self.store.commit(record, transaction))
             case Release(record):
-                await _to_its_end(self._after_renewals(self.store.release, record))
+                return STORED if await _to_its_end(self._after_renewals(self.store.release, record)) else GONE
             case _:
                 await self.store.renew(effect.record)
+        return STORED
 
     async def _read(self, effect: Fetch | Load) -> Reply:
         if isinstance(effect, Load):
@@ -471,8 +476,8 @@ class _AsyncPerformer(_PerformerBase):
                 if self._claiming is not None:
                     await asyncio.wait({self._claiming})
                 await self.store.release(self.held)
-        except Exception:  # noqa: BLE001 - logged
-            _log_not_wound_up(self.held.key)
+        except Exception as error:  # noqa: BLE001 - logged
+            _log_not_wound_up(self.held.key, error)
 
     def give_up_unawaited(self) -> None:
         """Release the claim later, in a call that can no longer wait for anything.  Takes no lock."""
@@ -628,11 +633,11 @@ def _retrieved(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-def _log_not_wound_up(key: str) -> None:
+def _log_not_wound_up(key: str, error: Exception) -> None:
     _logger().warning(
-        "The record of idempotency key %s could not be settled after its call was interrupted or failed; its lease frees the key",
+        "The record of idempotency key %s was not settled after its call was interrupted or failed; its lease frees the key: %s",
         key,
-        exc_info=True,
+        own_text(error),
     )
 
 

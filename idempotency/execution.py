@@ -38,6 +38,7 @@ from persistence.exceptions import (
     IdempotencyResultNotKeptError,
     IdempotencyTransactionCanceledError,
     IdempotencyValidationError,
+    own_text,
 )
 from persistence.rules import (
     is_claimable,
@@ -69,6 +70,9 @@ if TYPE_CHECKING:
 #: A claim is repeated when the refusing record aged out before it was judged.  A third time in one call means that the clocks
 #: disagree or the store contradicts itself, and the caller should hear of it.
 MAX_CLAIMS: Final = 3
+
+#: How far the clocks of two machines may differ, the time of a release included, before a record stops proving anything.
+CLOCK_DIFFERENCE_MS: Final = 60_000
 
 #: The expiry of a claim that no other attempt may take over, in seconds: a table's TTL must not free the key either.
 NEVER_SECONDS: Final = 10 * 365 * 24 * 60 * 60
@@ -436,6 +440,15 @@ class Stored(Value):
 STORED: Final = Stored()
 
 
+class Gone(Value):
+    """To `Release`: there was no record to delete.  The key is free, but nobody knows what the record said when it went."""
+
+    __slots__ = ()
+
+
+GONE: Final = Gone()
+
+
 class Fenced(Value):
     """To `Complete`, `Commit`, `Release` and `Renew`: not done.  The record is not ours to write; *existing* is what was found.
 
@@ -513,6 +526,7 @@ Reply: TypeAlias = (
     | Raised
     | Unstorable
     | Stored
+    | Gone
     | Fenced
     | Uncommitted
     | Unanswered
@@ -770,7 +784,9 @@ def _recovered(plan: Plan, existing: DataRecord, now_ms: int) -> Steps[DataRecor
         else:
             unanswered = _expect(Unanswered, reply)
             if plan.takes_over_orphans and is_orphaned(existing, unanswered.now_ms + plan.lease_margin_ms):
-                return Rejected(_expect(BaseError, unanswered.error), unanswered.error.__cause__)
+                error = _expect(BaseError, unanswered.error)
+                error.about(plan.key, "Its own lease has ended. The function was not run; retry the call.", function_ran=False)
+                return Rejected(error, error.__cause__)
             # Else the lease lasts as it did, and the heartbeat renews it as soon as it can.
     if plan.is_observed:
         yield Notify(events.RecoveredOwnWrite(key=plan.key, at_ms=now_ms, generation=granted.generation))
@@ -834,7 +850,7 @@ def _loaded(record: DataRecord) -> Steps[Loaded | Unloadable]:
 def _refusal(plan: Plan, existing: DataRecord, verdict: Verdict) -> tuple[events.Reason, BaseError]:
     """Why the call is turned away, and what it is told."""
     if verdict is Verdict.PAYLOAD_MISMATCH:
-        return "payload mismatch", IdempotencyValidationError("Payload does not match stored record for this event key")
+        return "payload mismatch", _payload_mismatch(plan.key, existing)
     if verdict is Verdict.REPLAY:
         return "result not kept", _result_not_kept(plan.key)
     if verdict is Verdict.ORPHANED:
@@ -862,7 +878,7 @@ def _inconsistent(plan: Plan, now_ms: int) -> Steps[Outcome]:
     return Rejected(
         IdempotencyInconsistentStateError(
             f"The store refused idempotency key {plan.key} {MAX_CLAIMS} times and showed it free each time: do the clocks agree?"
-        )
+        ).about(plan.key, "The function was not run; retry the call.")
     )
 
 
@@ -911,9 +927,9 @@ def _committed(plan: Plan, granted: DataRecord, ran: Returned) -> Steps[Outcome]
 def _withdrawn(plan: Plan, granted: DataRecord, executed: Executed | None, uncommitted: Uncommitted) -> Steps[Outcome]:
     """Free the key of an attempt whose transaction is not known to be written.
 
-    The release settles that: it demands the very record that the commit demands.  Once it is done, a commit that is still on
-    its way will be refused; if it is refused itself, the record shows who was first.  *executed* is how the call ends if the
-    transaction was written after all.
+    The release settles that: it demands the very record that the commit demands.  If it deletes that record, the commit was not
+    applied, and one that is still on its way will be refused; if it is refused itself, the record shows who was first; if the
+    record is gone, nothing is proven.  *executed* is how the call ends if the transaction was written after all.
     """
     error = uncommitted.error
     if plan.is_observed:
@@ -921,25 +937,64 @@ def _withdrawn(plan: Plan, granted: DataRecord, executed: Executed | None, uncom
         generation = granted.generation
         yield Notify(events.Uncommitted(key=plan.key, at_ms=uncommitted.now_ms, generation=generation, reasons=codes))
     reply = yield Release(granted)
+    is_unwritten = executed is None or (isinstance(error, IdempotencyTransactionCanceledError) and error.nothing_written)
     if isinstance(reply, Fenced):
-        return (yield from _not_committed(plan, granted, executed, reply))
+        return (yield from _not_committed(plan, granted, executed, reply, is_unwritten=is_unwritten))
     at_ms, trouble = uncommitted.now_ms, None
     if isinstance(reply, Unanswered):
-        error.add_note(f"Besides, the claim of idempotency key {plan.key} could not be released: {reply.error}")
         at_ms, trouble = reply.now_ms, type(reply.error).__name__
+        _tell_unreleased(plan.key, error, reply.error, is_unwritten=is_unwritten)
+    elif isinstance(reply, Gone):
+        _tell_released(plan.key, error, is_unwritten=is_unwritten)
     else:
         _expect(Stored, reply)
-        error.add_note("The claim was released: nothing of the transaction was written.")
+        _tell_released(plan.key, error, is_unwritten=is_unwritten or _is_remembered(executed, at_ms))
     if plan.is_observed:
         yield Notify(events.Released(key=plan.key, at_ms=at_ms, generation=granted.generation, error=trouble))
     return Rejected(error, error.__cause__)
 
 
-def _not_committed(plan: Plan, granted: DataRecord, executed: Executed | None, fenced: Fenced) -> Steps[Outcome]:
+def _is_remembered(executed: Executed | None, now_ms: int) -> bool:
+    """Whether the record would still show that the transaction was written: its completion expires later, by every clock."""
+    if executed is None or executed.record is None or executed.record.expiry_timestamp is None:
+        return False
+    return now_ms + CLOCK_DIFFERENCE_MS < executed.record.expiry_timestamp * 1000
+
+
+def _tell_released(key: str, error: BaseError, *, is_unwritten: bool) -> None:
+    """Say in the error of a commit that the key is free, and whether the transaction was written, if that is certain."""
+    if not is_unwritten:
+        written = "Whether the transaction was written is not known, because its record is gone or has expired."
+        again = "A retry runs the function again, and may write it a second time."
+        error.about(key, f"The function ran. {written} {again}", function_ran=True, is_retryable=False)
+        return
+    if isinstance(error, IdempotencyTransactionCanceledError):
+        error.nothing_written = True
+    again = "A retry runs it again." if error.is_retryable else "A retry runs it again, and does not help before a correction."
+    advice = f"The function ran. The claim was released: nothing of the transaction was written. {again}"
+    error.about(key, advice, function_ran=True)
+
+
+def _tell_unreleased(key: str, error: BaseError, trouble: Exception, *, is_unwritten: bool) -> None:
+    """Say in the error of a commit that the key stays claimed."""
+    if is_unwritten:
+        then = "Nothing of the transaction was written. A retry is refused until the lease ends, and then runs it again."
+    else:
+        then = (
+            "Whether the transaction was written is not known. If it was, a retry returns the stored result; if not, it is "
+            "refused until the lease ends, and then runs the function again."
+        )
+    besides = f"Besides, the claim of idempotency key {key} could not be released: {own_text(trouble)}."
+    error.about(key, f"The function ran. {besides} {then}", function_ran=True)
+
+
+def _not_committed(
+    plan: Plan, granted: DataRecord, executed: Executed | None, fenced: Fenced, *, is_unwritten: bool = False
+) -> Steps[Outcome]:
     """The record was not there for us to write: because an earlier try of our own had completed it, or it is another's."""
     existing = fenced.existing
     if executed is None or existing is None or not (is_completed(existing) and is_held_by(existing, granted.owner_token)):
-        return (yield from _lost(plan, granted, fenced, "Nothing of its transaction was written. "))
+        return (yield from _lost(plan, granted, fenced, _Commit(executed, is_unwritten)))
     if plan.is_observed:
         yield Notify(events.Completed(key=plan.key, at_ms=fenced.now_ms, generation=granted.generation))
     if not plan.outlives_call:
@@ -949,7 +1004,7 @@ def _not_committed(plan: Plan, granted: DataRecord, executed: Executed | None, f
     return Replayed(None, loaded.record) if isinstance(loaded, Loaded) else Rejected(loaded.error, loaded.error.__cause__)
 
 
-def _lost(plan: Plan, granted: DataRecord, fenced: Fenced, consequence: str = "") -> Steps[Outcome]:
+def _lost(plan: Plan, granted: DataRecord, fenced: Fenced, commit: _Commit | None = None) -> Steps[Outcome]:
     """Our function ran, and the record is another attempt's: its result is what every caller gets."""
     existing, now_ms = fenced.existing, fenced.now_ms
     if existing is None:
@@ -960,13 +1015,52 @@ def _lost(plan: Plan, granted: DataRecord, fenced: Fenced, consequence: str = ""
         loaded = yield from _loaded(existing)
         if isinstance(loaded, Loaded):
             return Replayed(None, loaded.record)
-    return Rejected(
-        IdempotencyLeaseLostError(
-            f"The function ran, but {_loss(plan, granted, existing)}. {consequence}Retry the call"
-            + ("" if existing is None else " to get that attempt's result"),
-            record=existing,
-        )
-    )
+    return Rejected(_lease_lost(plan, granted, existing, now_ms, commit))
+
+
+class _Commit(Value):
+    """A transaction of an attempt that does not hold the record any more.
+
+    Attributes:
+        executed: How the call would have ended with it; None if it was never sent.
+        is_unwritten: Whether an answer says that nothing of it was written.
+    """
+
+    __slots__ = __match_args__ = ("executed", "is_unwritten")
+
+    def __init__(self, executed: Executed | None, is_unwritten: bool) -> None:
+        self.executed = executed
+        self.is_unwritten = is_unwritten
+
+    def is_refuted(self, granted: DataRecord, existing: DataRecord | None, now_ms: int) -> bool:
+        """Whether the record of another attempt proves that nothing was written.
+
+        A completed record of ours would still refuse every claim, unless it was replaced by another Region's write.
+        """
+        if self.is_unwritten:
+            return True
+        return existing is not None and not _is_of_another_region(granted, existing) and _is_remembered(self.executed, now_ms)
+
+
+def _lease_lost(
+    plan: Plan, granted: DataRecord, existing: DataRecord | None, now_ms: int, commit: _Commit | None
+) -> IdempotencyLeaseLostError:
+    written, is_retryable = "", True
+    if commit is not None and commit.is_refuted(granted, existing, now_ms):
+        written = "Nothing of its transaction was written. "
+    elif commit is not None:
+        written = "Whether its transaction was written is not known. "
+        is_retryable = existing is not None  # else a retry runs the function again, and may write it a second time
+    if existing is not None:
+        again = "Retry the call to get that attempt's result"
+    else:
+        again = "Retry the call" if is_retryable else "A retry runs the function again, and may write it a second time"
+    lost = IdempotencyLeaseLostError(f"The function ran, but {_loss(plan, granted, existing)}. {written}{again}", record=existing)
+    return lost.about(plan.key, _held_by(existing), is_retryable=is_retryable)
+
+
+def _held_by(existing: DataRecord | None) -> str:
+    return f"Held by request {existing.holder}." if existing is not None and existing.holder else ""
 
 
 def _loss(plan: Plan, granted: DataRecord, existing: DataRecord | None) -> str:
@@ -989,13 +1083,13 @@ def _failed(plan: Plan, granted: DataRecord, error: BaseException, now_ms: int) 
         return Failed(error)
     reply = yield Release(granted)
     match reply:
-        case Stored():
+        case Stored() | Gone():
             event: events.Event = events.Released(key=plan.key, at_ms=now_ms, generation=granted.generation)
         case Fenced(existing, now_ms):
             yield from _tell_lost(plan, granted, existing, now_ms)
             return Failed(error)
         case Unanswered(trouble, now_ms):
-            error.add_note(f"Besides, the claim of idempotency key {plan.key} could not be released: {trouble}")
+            _note(error, f"Besides, the claim of idempotency key {plan.key} could not be released: {own_text(trouble)}")
             event = events.Released(key=plan.key, at_ms=now_ms, generation=granted.generation, error=type(trouble).__name__)
         case _:
             raise AssertionError(reply)
@@ -1020,33 +1114,47 @@ def _tell_lost(plan: Plan, granted: DataRecord, existing: DataRecord | None, now
         yield Notify(conflict)
 
 
+def _note(error: BaseException, text: str) -> None:
+    """Note a failure on the function's own error, if its class allows that.  The performer has logged it."""
+    try:
+        error.add_note(text)
+    except Exception:  # noqa: BLE001 - an immutable error, for example a frozen dataclass
+        return
+
+
 def _in_progress(plan: Plan, existing: DataRecord) -> IdempotencyAlreadyInProgressError:
     message = f"Execution already in progress with idempotency key: {plan.key_expression}={existing.idempotency_key}"
     if existing.sort_key is not None:
         message += f" and sort key: {existing.sort_key}"
-    error = IdempotencyAlreadyInProgressError(message, record=existing)
-    if existing.holder:
-        # A note, because the text is Powertools' own and users compare it.
-        error.add_note(f"Held by request {existing.holder}")
-    return error
+    advice = f"{_held_by(existing)} The function was not run; retry the call to get the result of the attempt in progress."
+    return IdempotencyAlreadyInProgressError(message, record=existing).about(plan.key, advice.lstrip())
+
+
+def _payload_mismatch(key: str, existing: DataRecord) -> IdempotencyValidationError:
+    advice = f"{_held_by(existing)} The function was not run; a retry does not help: the key was used with another payload."
+    return IdempotencyValidationError("Payload does not match stored record for this event key").about(key, advice.lstrip())
 
 
 def _orphaned(key: str, existing: DataRecord) -> IdempotencyOrphanedError:
-    ended_ms = existing.in_progress_expiry_timestamp
-    ended = (existing.expiry_timestamp or 0) if ended_ms is None else ended_ms / 1000
-    from datetime import UTC, datetime  # here: few calls end so
+    from persistence._orphans import lease_end  # imported lazily: few calls end so
 
-    since = datetime.fromtimestamp(ended, tz=UTC).isoformat(timespec="milliseconds")
+    held_by = f" Held by request {existing.holder}." if existing.holder else ""
     return IdempotencyOrphanedError(
-        f"The attempt at idempotency key {key} has not finished, and its lease ended at {since}; it is not run again by itself "
-        "(orphan_takeover=False). Find out whether its effect happened, then delete the record to run it again",
+        f"The attempt at idempotency key {key} has not finished, and its lease ended at {lease_end(existing)}; it is not run "
+        "again by itself (orphan_takeover=False)",
         record=existing,
+    ).about(
+        key,
+        f"It is not known whether the function ran; a retry does not help.{held_by} Find out whether its effect happened. To run "
+        f"the function again, free the key: store.release_orphan({key!r}, owner_token={existing.owner_token!r})",
     )
 
 
 def _result_unfit(key: str, error: Exception) -> IdempotencyTransactionCanceledError:
     unfit = IdempotencyTransactionCanceledError(
-        f"The result of idempotency key {key} cannot be stored, so its transaction was not sent", type(error).__name__
+        f"The result of idempotency key {key} cannot be stored, so its transaction was not sent",
+        type(error).__name__,
+        nothing_written=True,
     )
     unfit.__cause__ = error
     return unfit
@@ -1055,8 +1163,10 @@ def _result_unfit(key: str, error: Exception) -> IdempotencyTransactionCanceledE
 def _result_not_kept(key: str, error: Exception | None = None) -> IdempotencyResultNotKeptError:
     message = f"The function ran for idempotency key {key}, but its result could not be stored; it will not be run again"
     if isinstance(error, IdempotencyPersistenceLayerError):
-        return IdempotencyResultNotKeptError(message, error)
-    return IdempotencyResultNotKeptError(message, *([type(error).__name__] if error else []))
+        not_kept = IdempotencyResultNotKeptError(message, error)
+    else:
+        not_kept = IdempotencyResultNotKeptError(message, *([type(error).__name__] if error else []))
+    return not_kept.about(key, "A retry does not help: it gets this error until the record expires.")
 
 
 def _expect(kind: type[T], reply: object) -> T:

@@ -21,7 +21,7 @@ from idempotency.execution import (
     Refused,
     Replayed,
 )
-from idempotency.key import KeyExtractor, SelectionError
+from idempotency.key import KeyExtractor
 from persistence.base import (
     CLAIM_FAILED,
     AsyncBasePersistenceLayer,
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     Store = BasePersistenceLayer | AsyncBasePersistenceLayer
 
 LAMBDA_FUNCTION: Final = Variable("AWS_LAMBDA_FUNCTION_NAME")
+
+#: What the caller of a function should know if its payload gives no key.
+NO_KEY: Final = "The function was not run; a retry with the same payload does not help."
 
 #: Left of a deadline when waiting for another attempt ends, for the error to reach the caller.
 WAIT_RESERVE_MS: Final = 100
@@ -290,7 +293,7 @@ class IdempotencyHandler:
         config, store = bound.config, bound.store
         if digest is None:
             if config.raise_on_no_idempotency_key:
-                raise IdempotencyKeyError("No data found to create a hashed idempotency_key")
+                raise IdempotencyKeyError("No data found to create a hashed idempotency_key").about(None, NO_KEY)
             warnings.warn(
                 "No idempotency key value found. Skipping persistence layer and validation operations. "
                 f"jmespath: {config.event_key_jmespath}",
@@ -395,14 +398,12 @@ def _checked_store(store: object, *, is_async: bool) -> Store:
 def _digests(bound: BoundConfig, payload: Any) -> tuple[str | None, str]:
     try:
         return bound.extractor.digests(payload)
-    except IdempotencyKeyError:
+    except IdempotencyKeyError as error:
+        error.about(None, NO_KEY)
         raise
-    except SelectionError as error:
-        raise IdempotencyPersistenceLayerError(CLAIM_FAILED[0], error) from error
     except Exception as error:
         failure = IdempotencyPersistenceLayerError(CLAIM_FAILED[0], error)
-        failure.add_note("The idempotency key could not be computed from the payload. The function was not run.")
-        raise failure from error
+        raise failure.about(None, f"The idempotency key could not be computed. {NO_KEY}", function_ran=False) from error
 
 
 def _issued_ms(issue_time: IssueTime, payload: Any) -> int:

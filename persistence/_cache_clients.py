@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
-from persistence._cache_errors import UnacknowledgedError, is_unknown_script
+from persistence._cache_errors import UnacknowledgedError, is_passing, is_unknown_script
 from persistence._cache_scripts import has_written
 from persistence._checks import check_flag, check_text, whole_number
 from persistence._procedures import Request
@@ -182,7 +182,10 @@ class CacheConnection:
             hint = " The scheme says whether it has TLS: rediss and valkeys do, redis and valkey do not."
         else:
             hint = " If it has no TLS, say ssl=False." if self.ssl else " If it has TLS, leave ssl=False out."
-        return IdempotencyUnreachableError(f"Could not connect to the cache at {place}.{hint}", error)
+        may_pass = is_passing(error)
+        advice = "No function was run; " + ("retry later." if may_pass else "a retry does not help until this is corrected.")
+        unreachable = IdempotencyUnreachableError(f"Could not connect to the cache at {place}.{hint}", error)
+        return unreachable.about(None, advice, is_retryable=may_pass)
 
 
 def _package() -> Any:

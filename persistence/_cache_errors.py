@@ -98,6 +98,18 @@ def is_unknown_script(error: BaseException) -> bool:
     return "noscript" in _names(error) | {_code(error)}
 
 
+def is_lasting(error: BaseException) -> bool:
+    """Whether a later call will meet the same error, because the server's settings or this client's do not fit.
+
+    A client that is not for clusters is sent to another node for ever, although the server's answer sounds like a passing one.
+    """
+    names = _names(error)
+    if (names | {_code(error)}) & {"ask", "moved"}:
+        return True
+    is_settled = is_answer(error) or not names.isdisjoint(NOT_ALLOWED) or str(error).startswith("ResponseError")
+    return is_settled and not is_passing(error)
+
+
 class CacheError(Exception):
     """A failure in place of the client's own error, whose text repeats what was sent."""
 
@@ -131,6 +143,8 @@ def explanation(error: BaseException) -> str:
         return "The server is a replica: use the address of the master, which follows a failover."
     if words & {"oom", "outofmemory"}:
         return "The server is out of memory, and its maxmemory-policy evicts nothing that would make room."
+    if words & NOT_ALLOWED:
+        return "The server demands a username and a password, or refuses the given ones."
     if words & {"noperm", "nopermission", "permissiondenied", "acl"}:
         return "The user needs the commands EVALSHA, EVAL, GET, SET and DEL on the keys of this store."
     return ""

@@ -27,6 +27,8 @@ KEPT_LONGER_MS: Final = 60_000
 
 #: What scripts answer, besides the text of the record that was found.  The first three have written.
 GRANTED, REPEATED, STORED, REFUSED, FENCED, FOREIGN = "granted", "repeated", "stored", "refused", "fenced", "foreign"
+#: To a release: there was no record.
+GONE: Final = "gone"
 
 
 class Script(NamedTuple):
@@ -61,6 +63,13 @@ end
 
 local function is_in_progress() return record[status] == 'INPROGRESS' end
 
+local function is_expired(now_ms) return record[expiry] ~= nil and record[expiry] < math.floor(now_ms / 1000) end
+
+local function is_past_lease(now_ms)
+  if record[lease] == nil then return is_expired(now_ms) end
+  return record[lease] < now_ms
+end
+
 local function put(new, kept_ms)
   if kept_ms == '' then redis.call('SET', key, new) else redis.call('SET', key, new, 'PX', kept_ms) end
 end
@@ -76,11 +85,8 @@ local offer, number, kept_ms = ARGV[9], tonumber(ARGV[10]), ARGV[11]
 local is_too_old = ARGV[15] == '1'
 
 local function is_claimable()
-  local is_expired = record[expiry] ~= nil and record[expiry] < math.floor(now_ms / 1000)
-  if not is_in_progress() then return is_expired and not is_too_old end
-  if not takes_over then return false end
-  if record[lease] == nil then return is_expired end
-  return record[lease] < now_ms
+  if not is_in_progress() then return is_expired(now_ms) and not is_too_old end
+  return takes_over and is_past_lease(now_ms)
 end
 
 if not record and is_too_old then return {'refused', ''} end
@@ -129,10 +135,12 @@ return {'stored'}
 """
 
 _RELEASE: Final = """
-local token = ARGV[6]
+local token, now_ms = ARGV[6], tonumber(ARGV[7]) -- without a time, a live lease does not matter
 
-if not record then return {'stored'} end
+if not record then return {'gone'} end
+if token == '' then token = nil end -- as in a record of Powertools
 if record[owner] ~= token or not is_in_progress() then return {'fenced', text} end
+if now_ms and not is_past_lease(now_ms) then return {'fenced', text} end
 redis.call('DEL', key)
 return {'stored'}
 """
@@ -281,9 +289,9 @@ class TextFormat:
             _number(kept_ms(record, now_ms)),
         ]
 
-    def release(self, record: DataRecord) -> tuple[Script, list[str]]:
-        """The script and its arguments that give the key up."""
-        return RELEASE, [*self._names, record.owner_token]
+    def release(self, record: DataRecord, now_ms: int | None = None) -> tuple[Script, list[str]]:
+        """The script and its arguments that give the key up; with *now_ms*, only if the lease has ended."""
+        return RELEASE, [*self._names, record.owner_token, _number(now_ms)]
 
     def _fields(self, record: DataRecord) -> dict[str, Any]:
         """All but the result and the generation; what is not there is left out, so that what is stored stays."""

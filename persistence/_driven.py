@@ -41,8 +41,8 @@ class Procedures(_Layer):
         """As `BasePersistenceLayer._update_record`."""
 
     @abstractmethod
-    def _deleting(self, data_record: DataRecord) -> Procedure[None]:
-        """As `BasePersistenceLayer._delete_record`."""
+    def _deleting(self, data_record: DataRecord, now_ms: int | None = None) -> Procedure[bool]:
+        """As `BasePersistenceLayer._delete_record`; with *now_ms*, as `_delete_orphan`."""
 
     def _committing(self, data_record: DataRecord | None, transaction: Transaction) -> Procedure[None]:
         """As `BasePersistenceLayer._commit_record`."""
@@ -71,8 +71,11 @@ class DrivenLayer(Procedures, BasePersistenceLayer):
     def _update_record(self, data_record: DataRecord) -> None:
         run(self._updating(data_record), self.sleep_ms)
 
-    def _delete_record(self, data_record: DataRecord) -> None:
-        run(self._deleting(data_record), self.sleep_ms)
+    def _delete_record(self, data_record: DataRecord) -> bool:
+        return run(self._deleting(data_record), self.sleep_ms)
+
+    def _delete_orphan(self, data_record: DataRecord, now_ms: int | None) -> bool:
+        return run(self._deleting(data_record, now_ms), self.sleep_ms)
 
     def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
         run(self._committing(data_record, transaction), self.sleep_ms)
@@ -88,6 +91,7 @@ _BEHIND: Final = {
     "_get_record": "_reading",
     "_update_record": "_updating",
     "_delete_record": "_deleting",
+    "_delete_orphan": "_deleting",
     "_commit_record": "_committing",
     "_load_result": "_loading",
 }
@@ -125,8 +129,11 @@ class AsyncDrivenLayer(Procedures, AsyncBasePersistenceLayer):
     async def _update_record(self, data_record: DataRecord) -> None:
         await arun(self._updating(data_record), self._perform, self.sleep_ms)
 
-    async def _delete_record(self, data_record: DataRecord) -> None:
-        await arun(self._deleting(data_record), self._perform, self.sleep_ms)
+    async def _delete_record(self, data_record: DataRecord) -> bool:
+        return await arun(self._deleting(data_record), self._perform, self.sleep_ms)
+
+    async def _delete_orphan(self, data_record: DataRecord, now_ms: int | None) -> bool:
+        return await arun(self._deleting(data_record, now_ms), self._perform, self.sleep_ms)
 
 
 def _granted(answer: DataRecord | Refusal) -> DataRecord:

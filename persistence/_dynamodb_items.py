@@ -22,6 +22,11 @@ MAX_ITEM_BYTES: Final = 400 * 1024
 ORPHANED: Final = "(#status = :inprogress AND attribute_exists(#in_progress_expiry) AND #in_progress_expiry < :now_in_millis)"
 #: rules.is_expired, for a record that no lease keeps alive.
 EXPIRED: Final = "(#expiry < :now AND (#status <> :inprogress OR attribute_not_exists(#in_progress_expiry)))"
+#: rules.is_orphaned, for a record that is known to be in progress.
+PAST_LEASE: Final = (
+    "((attribute_exists(#in_progress_expiry) AND #in_progress_expiry < :now_in_millis) "
+    "OR (attribute_not_exists(#in_progress_expiry) AND #expiry < :now))"
+)
 #: rules.is_claimable where orphans must not be taken over.
 EXPIRED_RESULT: Final = "(#expiry < :now AND #status <> :inprogress)"
 #: rules.is_claimable of a request that is too old and has seen no orphan.
@@ -119,6 +124,12 @@ class ItemFormat:
     def attributes(self) -> frozenset[str]:
         """The names of all attributes that a record may have."""
         return frozenset(name for _, name in self._named())
+
+    @property
+    def primary_key(self) -> str:
+        """The primary key that the table must have, by the options that name it."""
+        sort_key = "no sort key" if self.sort_key_attr is None else f"sort_key_attr={self.sort_key_attr!r}, a string"
+        return f"key_attr={self.key_attr!r}, a string, and {sort_key}"
 
     @property
     def hot_partition(self) -> str:
@@ -361,9 +372,13 @@ class ItemFormat:
             **ALL_OLD,
         }
 
-    def release(self, record: DataRecord) -> Request:
-        """Delete the record if rules.may_release: the owner's and unfinished."""
+    def release(self, record: DataRecord, now_ms: int | None = None) -> Request:
+        """Delete the record if rules.may_release: the owner's and unfinished; with *now_ms*, rules.may_release_orphan."""
         condition, names, values = self._unfinished(record)
+        if now_ms is not None:
+            condition += f" AND {PAST_LEASE}"
+            names |= {"#in_progress_expiry": self.in_progress_expiry_attr, "#expiry": self.expiry_attr}
+            values |= {":now_in_millis": {"N": str(now_ms)}, ":now": {"N": str(now_ms // 1000)}}
         return {
             "Key": self.key(record.key),
             "ConditionExpression": condition,

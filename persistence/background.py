@@ -172,8 +172,8 @@ def _work(jobs: SimpleQueue[list[Callable[[], object]] | None], unfinished: dequ
             continue  # withdrawn
         try:
             call()
-        except BaseException:  # noqa: BLE001 - nothing ends a worker
-            _logger().warning("A call of a store failed in the background", exc_info=True)
+        except BaseException as error:  # noqa: BLE001 - nothing ends a worker
+            _logger().warning("A call of a store failed in the background: %s", error)
         unfinished.pop()
         del call  # it may keep an error, and the frames of its caller
     jobs.put(None)
@@ -348,10 +348,9 @@ class Lease:
         # Once at WARNING: the tries that follow rarely fail for another reason.
         log = _logger().debug if self.has_failed else _logger().warning
         log(
-            "The lease of idempotency key %s was not renewed (%s); it is tried again soon",
+            "The lease of idempotency key %s was not renewed; it is tried again soon: %s",
             self.key,
-            type(error).__name__,
-            exc_info=error,
+            str(error) or type(error).__name__,
         )
         self.has_failed = True
         self._due_in(self._every_ms // TRIES_PER_BEAT)

@@ -11,25 +11,28 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 from persistence._values import Value
 from persistence.background import ThreadUnavailableError
 from persistence.datarecord import COMPLETED, INPROGRESS, STATUS_CONSTANTS, DataRecord
 from persistence.exceptions import (
+    BaseError,
     IdempotencyInvalidStatusError,
     IdempotencyItemAlreadyExistsError,
     IdempotencyItemNotFoundError,
     IdempotencyKeyError,
     IdempotencyLeaseLostError,
     IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceConnectionError,
+    IdempotencyPersistenceConsistencyError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
     IdempotencyTransactionCanceledError,
     IdempotencyValidationError,
 )
 from persistence.missing import is_missing_idempotency_key
-from persistence.rules import is_expired, is_too_old
+from persistence.rules import is_expired, is_too_old, may_release_orphan
 from persistence.scope import innermost_scope
 
 if TYPE_CHECKING:
@@ -49,27 +52,71 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: What a failed verb says, in Powertools' words, and what the caller of the function should know.
-CLAIM_FAILED: Final = ("Failed to save in progress record to idempotency store", "The function was not run; retry the call.")
-FETCH_FAILED: Final = ("Failed to get record from idempotency store", "The function was not run; retry the call.")
-COMPLETE_FAILED: Final = (
-    "Failed to update record state to success in idempotency store",
-    "The function ran, but its result is not known to be stored; once its lease has ended, a retry may run it again.",
+#: What a failed verb says: Powertools' words; whether the function ran; what the caller should know if a retry may help, and if
+#: it cannot, because the configuration or the permissions are wrong.
+Failed: TypeAlias = tuple[str, bool | None, str, str]
+_NOT_RUN: Final = (
+    False,
+    "The function was not run; retry the call.",
+    "The function was not run; a retry does not help until this is corrected.",
 )
-RELEASE_FAILED: Final = (
+CLAIM_FAILED: Final[Failed] = ("Failed to save in progress record to idempotency store", *_NOT_RUN)
+FETCH_FAILED: Final[Failed] = ("Failed to get record from idempotency store", *_NOT_RUN)
+COMPLETE_FAILED: Final[Failed] = (
+    "Failed to update record state to success in idempotency store",
+    True,
+    "The function ran, but its result is not known to be stored; once its lease has ended, a retry may run it again.",
+    "The function ran, but its result is not known to be stored; a retry, which may run it again, fails until this is corrected.",
+)
+RELEASE_FAILED: Final[Failed] = (
     "Failed to delete record from idempotency store",
+    None,
+    "The key stays claimed until the lease ends; a retry before that is refused.",
     "The key stays claimed until the lease ends; a retry before that is refused.",
 )
-COMMIT_FAILED: Final = (
+RELEASE_ORPHAN_FAILED: Final[Failed] = (
+    RELEASE_FAILED[0],
+    None,
+    "The orphan is not known to be released; a retry of release_orphan is safe.",
+    "The orphan was not released; a retry does not help until this is corrected.",
+)
+COMMIT_FAILED: Final[Failed] = (
     "Failed to commit the transaction in the idempotency store",
-    "Retry the call: it returns the stored result if the transaction was written, and runs the function again if not.",
+    True,
+    (
+        "The function ran. Retry the call: it returns the stored result if the transaction was written, and runs the function "
+        "again if not."
+    ),
+    "The function ran; a retry does not help until this is corrected.",
 )
-UNPROTECTED_COMMIT_FAILED: Final = (
-    COMMIT_FAILED[0],
-    "The call has no record: whether its transaction was written is not known, and a retry would write it again.",
+_WRITTEN_OR_NOT: Final = (
+    "The function ran. The call has no record: whether its transaction was written is not known; a retry would write it again."
 )
-LOAD_FAILED: Final = ("Failed to load the stored result", "The function ran before and was not run again; retry the call.")
-RENEW_FAILED: Final = ("Failed to renew the lease in the idempotency store", "The renewal is tried again before the lease ends.")
+UNPROTECTED_COMMIT_FAILED: Final[Failed] = (COMMIT_FAILED[0], True, _WRITTEN_OR_NOT, _WRITTEN_OR_NOT)
+LOAD_FAILED: Final[Failed] = (
+    "Failed to load the stored result",
+    True,
+    "The function ran before and was not run again; retry the call.",
+    "The function ran before and was not run again; a retry does not help until this is corrected.",
+)
+RENEW_FAILED: Final[Failed] = (
+    "Failed to renew the lease in the idempotency store",
+    None,
+    "The renewal is tried again before the lease ends.",
+    "The renewal is tried again before the lease ends, but a retry does not help until this is corrected.",
+)
+
+#: Failures that the same request meets again: wrong configuration, foreign data under the key, or a mistake in a hook.
+LASTING: Final = (
+    IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceConsistencyError,
+    IdempotencyInvalidStatusError,
+    AttributeError,
+    ImportError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+)
 
 #: What a hook may say to the library, besides refusing a claim.  Everything else is a failure of the store.
 CLAIM_ANSWERS: Final = (IdempotencyKeyError, IdempotencyValidationError)
@@ -201,17 +248,22 @@ class _Layer:
         """Whether the request is too old, and no orphan was seen that it could take over: nothing is written for it."""
         return not offer.took_over and is_too_old(offer.fresh_until_ms, self.clock_ms())
 
-    def _explain(self, error: Exception) -> str:  # noqa: ARG002 - for stores that know more
-        """What the store knows of a failure beyond its text; "" if nothing."""
-        return ""
+    def _diagnose(self, error: Exception, idempotency_key: str) -> tuple[str, bool]:  # noqa: ARG002 - for stores that know more
+        """What the store knows about a failure: sentences beyond the error's own text, or "", and whether a retry may help."""
+        if isinstance(error, IdempotencyPersistenceConnectionError):
+            return "", error.is_retryable
+        return "", not isinstance(error, LASTING)
 
-    def _failure(self, failed: tuple[str, str], idempotency_key: str, error: Exception) -> IdempotencyPersistenceLayerError:
-        message, advice = failed
-        explanation = self._explain(error)
-        failure = IdempotencyPersistenceLayerError(message, error, *([f" {explanation}"] if explanation else []))
-        # Notes, because users compare the text of these errors, which is Powertools' own.
-        failure.add_note(f"Idempotency key: {idempotency_key}. {advice}")
-        return failure
+    def _failure(self, failed: Failed, idempotency_key: str, error: Exception) -> IdempotencyPersistenceLayerError:
+        message, function_ran, advice, lasting_advice = failed
+        explanation, is_retryable = self._diagnose(error, idempotency_key)
+        return IdempotencyPersistenceLayerError(message, error).about(
+            idempotency_key,
+            advice if is_retryable else lasting_advice,
+            explanation=explanation,
+            function_ran=function_ran,
+            is_retryable=is_retryable and failed is not UNPROTECTED_COMMIT_FAILED,
+        )
 
 
 class BasePersistenceLayer(_Layer, ABC):
@@ -242,7 +294,7 @@ class BasePersistenceLayer(_Layer, ABC):
         """
         granted = self.try_claim(offer)
         if isinstance(granted, Refusal):
-            raise IdempotencyItemAlreadyExistsError(old_data_record=granted.existing)
+            raise IdempotencyItemAlreadyExistsError(old_data_record=granted.existing).about(offer.key, "")
         return granted
 
     def try_claim(self, offer: DataRecord) -> DataRecord | Refusal:
@@ -250,7 +302,8 @@ class BasePersistenceLayer(_Layer, ABC):
         try:
             only_reads = offer.fresh_until_ms is not None and self._only_reads(offer)
             granted = Refusal(None) if only_reads else self._offer_record(offer)
-        except CLAIM_ANSWERS:
+        except CLAIM_ANSWERS as answer:
+            _name_answer(answer, offer.key, CLAIM_FAILED)
             raise
         except Exception as error:
             raise self._failure(CLAIM_FAILED, offer.key, error) from error
@@ -280,7 +333,8 @@ class BasePersistenceLayer(_Layer, ABC):
         """
         try:  # as `_translated` does, without the call: every new key comes here
             self._update_record(data_record=record)
-        except WRITE_ANSWERS:
+        except WRITE_ANSWERS as answer:
+            _name_answer(answer, record.key, COMPLETE_FAILED)
             raise
         except Exception as error:
             raise self._failure(COMPLETE_FAILED, record.key, error) from error
@@ -298,19 +352,56 @@ class BasePersistenceLayer(_Layer, ABC):
         """
         try:
             self._commit_record(data_record=record, transaction=transaction)
-        except COMMIT_ANSWERS:
+        except COMMIT_ANSWERS as answer:
+            _name_answer(answer, transaction.idempotency_key, COMMIT_FAILED)
             raise
         except Exception as error:
             failed = UNPROTECTED_COMMIT_FAILED if record is None else COMMIT_FAILED
             raise self._failure(failed, transaction.idempotency_key, error) from error
 
-    def release(self, record: DataRecord) -> None:
+    def release(self, record: DataRecord) -> bool:
         """Give the key up unused.  Repeatable; a completed record survives it.
+
+        Returns:
+            False if the store says that there was no record any more; the key is free then, too.
 
         Raises:
             IdempotencyLeaseLostError: the record is not an unfinished one of this owner, and is unchanged.
         """
-        self._translated(self._delete_record, RELEASE_FAILED, record)
+        return self._translated(self._delete_record, RELEASE_FAILED, record) is not False
+
+    def release_orphan(self, idempotency_key: str, *, owner_token: str, even_if_leased: bool = False) -> None:
+        """Free the key of an attempt that never finished, so that the next call runs the function again.
+
+        The record is deleted only if it is still the unfinished one of the attempt with *owner_token*, which the `record` of an
+        `IdempotencyOrphanedError` has; "" for an attempt of Powertools.  The store decides and deletes in one step; only a store
+        of your own, and a cache's client without scripts, read first.
+
+        It does not undo anything: find out before whether the attempt's effect happened.
+
+        Args:
+            idempotency_key: The key, as in `idempotency_key` of the error.
+            owner_token: The attempt that was seen to hold the key.
+            even_if_leased: Release it although its lease has not ended.  The attempt may then still be running: its effect can
+                happen beside that of the next attempt, and only its result is fenced off.
+
+        Raises:
+            IdempotencyItemNotFoundError: there is no record; the key is free.
+            IdempotencyInvalidStatusError: the record is completed; it is replayed until it expires.
+            IdempotencyLeaseLostError: another attempt holds the key; `record` is that attempt's.
+            IdempotencyAlreadyInProgressError: the lease has not ended.
+            IdempotencyPersistenceLayerError: the store failed.
+        """
+        now_ms = None if even_if_leased else self.clock_ms()
+        orphan = DataRecord(idempotency_key, INPROGRESS, owner_token=owner_token)
+        try:
+            is_deleted = self._delete_orphan(data_record=orphan, now_ms=now_ms)
+        except IdempotencyLeaseLostError as refused:
+            raise _not_released(orphan, refused.record) from None
+        except Exception as error:
+            raise self._failure(RELEASE_ORPHAN_FAILED, idempotency_key, error) from error
+        if not is_deleted:
+            raise _not_released(orphan, None)
 
     def renew(self, record: DataRecord) -> None:
         """Move the holder's lease end and expiry to those of *record*, unless the lease ends later already.
@@ -333,15 +424,17 @@ class BasePersistenceLayer(_Layer, ABC):
             return record
         try:
             return record.replace(response_data=self._load_result(data_record=record), packed_result=None)
-        except IdempotencyResultNotKeptError:
+        except IdempotencyResultNotKeptError as answer:
+            _name_answer(answer, record.key, LOAD_FAILED)
             raise
         except Exception as error:
             raise self._failure(LOAD_FAILED, record.key, error) from error
 
-    def _translated(self, hook: Callable[..., None], failed: tuple[str, str], record: DataRecord) -> None:
+    def _translated(self, hook: Callable[..., T], failed: Failed, record: DataRecord) -> T:
         try:
-            hook(data_record=record)
-        except WRITE_ANSWERS:
+            return hook(data_record=record)
+        except WRITE_ANSWERS as answer:
+            _name_answer(answer, record.key, failed)
             raise
         except Exception as error:
             raise self._failure(failed, record.key, error) from error
@@ -378,8 +471,11 @@ class BasePersistenceLayer(_Layer, ABC):
         """
 
     @abstractmethod
-    def _delete_record(self, data_record: DataRecord) -> None:
+    def _delete_record(self, data_record: DataRecord) -> bool | None:
         """Delete the record if `rules.may_release`; a record that is gone already is no error.
+
+        Returns:
+            False if there was no record; anything else if there was one, or if this is not known.
 
         Raises:
             IdempotencyLeaseLostError: it may not be deleted; `record` is what was found.
@@ -391,6 +487,22 @@ class BasePersistenceLayer(_Layer, ABC):
             return self._put_record(data_record=offer)
         except IdempotencyItemAlreadyExistsError as refused:
             return Refusal(refused.old_data_record)
+
+    def _delete_orphan(self, data_record: DataRecord, now_ms: int | None) -> bool:
+        """Delete the record if `rules.may_release_orphan`; False if there is none.
+
+        A store whose conditions travel with its writes overrides it, so that the decision and the deletion are one step.
+
+        Raises:
+            IdempotencyLeaseLostError: it may not be deleted; `record` is what was found.
+        """
+        try:
+            existing = self._get_record(idempotency_key=data_record.key)
+        except IdempotencyItemNotFoundError:
+            return False
+        if not may_release_orphan(existing, data_record.owner_token, now_ms):
+            raise fenced(data_record, existing)
+        return self._delete_record(data_record=existing) is not False
 
     def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
         """As `commit`.  Only for stores whose `_begin_transaction` gives transactions.
@@ -411,15 +523,16 @@ class BasePersistenceLayer(_Layer, ABC):
 
 
 #: Kept until they are done: a loop keeps no tasks.
-_releases: set[Task[None]] = set()
+_releases: set[Task[bool]] = set()
 
 
-def _released(task: Task[None]) -> None:
+def _released(task: Task[bool]) -> None:
     _releases.discard(task)
-    if not task.cancelled() and task.exception() is not None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
         import logging  # imported lazily: speeds up cold start
 
-        logging.getLogger(__name__).warning("The claim of a closed coroutine was not released; it ends with its lease")
+        logging.getLogger(__name__).warning("The claim of a closed coroutine was not released; it ends with its lease: %s", error)
 
 
 class AsyncBasePersistenceLayer(_Layer, ABC):
@@ -449,7 +562,7 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
         """As `BasePersistenceLayer.claim`."""
         granted = await self.try_claim(offer)
         if isinstance(granted, Refusal):
-            raise IdempotencyItemAlreadyExistsError(old_data_record=granted.existing)
+            raise IdempotencyItemAlreadyExistsError(old_data_record=granted.existing).about(offer.key, "")
         return granted
 
     async def try_claim(self, offer: DataRecord) -> DataRecord | Refusal:
@@ -457,7 +570,8 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
         try:
             only_reads = offer.fresh_until_ms is not None and self._only_reads(offer)
             granted = Refusal(None) if only_reads else await self._offer_record(offer)
-        except CLAIM_ANSWERS:
+        except CLAIM_ANSWERS as answer:
+            _name_answer(answer, offer.key, CLAIM_FAILED)
             raise
         except Exception as error:
             raise self._failure(CLAIM_FAILED, offer.key, error) from error
@@ -486,15 +600,29 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
         """As `BasePersistenceLayer.commit`."""
         try:
             await self._commit_record(data_record=record, transaction=transaction)
-        except COMMIT_ANSWERS:
+        except COMMIT_ANSWERS as answer:
+            _name_answer(answer, transaction.idempotency_key, COMMIT_FAILED)
             raise
         except Exception as error:
             failed = UNPROTECTED_COMMIT_FAILED if record is None else COMMIT_FAILED
             raise self._failure(failed, transaction.idempotency_key, error) from error
 
-    async def release(self, record: DataRecord) -> None:
+    async def release(self, record: DataRecord) -> bool:
         """As `BasePersistenceLayer.release`."""
-        await self._translated(self._delete_record, RELEASE_FAILED, record)
+        return await self._translated(self._delete_record, RELEASE_FAILED, record) is not False
+
+    async def release_orphan(self, idempotency_key: str, *, owner_token: str, even_if_leased: bool = False) -> None:
+        """As `BasePersistenceLayer.release_orphan`."""
+        now_ms = None if even_if_leased else self.clock_ms()
+        orphan = DataRecord(idempotency_key, INPROGRESS, owner_token=owner_token)
+        try:
+            is_deleted = await self._delete_orphan(data_record=orphan, now_ms=now_ms)
+        except IdempotencyLeaseLostError as refused:
+            raise _not_released(orphan, refused.record) from None
+        except Exception as error:
+            raise self._failure(RELEASE_ORPHAN_FAILED, idempotency_key, error) from error
+        if not is_deleted:
+            raise _not_released(orphan, None)
 
     async def renew(self, record: DataRecord) -> None:
         """As `BasePersistenceLayer.renew`."""
@@ -506,15 +634,17 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
             return record
         try:
             return record.replace(response_data=await self._load_result(data_record=record), packed_result=None)
-        except IdempotencyResultNotKeptError:
+        except IdempotencyResultNotKeptError as answer:
+            _name_answer(answer, record.key, LOAD_FAILED)
             raise
         except Exception as error:
             raise self._failure(LOAD_FAILED, record.key, error) from error
 
-    async def _translated(self, hook: Callable[..., Awaitable[None]], failed: tuple[str, str], record: DataRecord) -> None:
+    async def _translated(self, hook: Callable[..., Awaitable[T]], failed: Failed, record: DataRecord) -> T:
         try:
-            await hook(data_record=record)
-        except WRITE_ANSWERS:
+            return await hook(data_record=record)
+        except WRITE_ANSWERS as answer:
+            _name_answer(answer, record.key, failed)
             raise
         except Exception as error:
             raise self._failure(failed, record.key, error) from error
@@ -532,7 +662,7 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
         """As `BasePersistenceLayer._update_record`."""
 
     @abstractmethod
-    async def _delete_record(self, data_record: DataRecord) -> None:
+    async def _delete_record(self, data_record: DataRecord) -> bool | None:
         """As `BasePersistenceLayer._delete_record`."""
 
     async def _offer_record(self, offer: DataRecord) -> DataRecord | Refusal | None:
@@ -542,6 +672,16 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
         except IdempotencyItemAlreadyExistsError as refused:
             return Refusal(refused.old_data_record)
 
+    async def _delete_orphan(self, data_record: DataRecord, now_ms: int | None) -> bool:
+        """As `BasePersistenceLayer._delete_orphan`."""
+        try:
+            existing = await self._get_record(idempotency_key=data_record.key)
+        except IdempotencyItemNotFoundError:
+            return False
+        if not may_release_orphan(existing, data_record.owner_token, now_ms):
+            raise fenced(data_record, existing)
+        return await self._delete_record(data_record=existing) is not False
+
     async def _commit_record(self, data_record: DataRecord | None, transaction: Transaction) -> None:
         """As `BasePersistenceLayer._commit_record`."""
         raise NotImplementedError(f"{type(self).__name__} has no transactions")
@@ -549,3 +689,28 @@ class AsyncBasePersistenceLayer(_Layer, ABC):
     async def _load_result(self, data_record: DataRecord) -> str:
         """As `BasePersistenceLayer._load_result`."""
         raise NotImplementedError(f"{type(self).__name__} packs no results")
+
+
+def fenced(record: DataRecord, existing: DataRecord | None) -> IdempotencyLeaseLostError:
+    """The error of a write by the owner of *record* that the store refused because of *existing*."""
+    return IdempotencyLeaseLostError(f"Another attempt owns the record of idempotency key {record.key}", record=existing)
+
+
+def _name_answer(answer: BaseError, idempotency_key: str, failed: Failed) -> None:
+    """Say in an answer of a hook which key it concerns, and whether the function ran, unless it says so itself."""
+    if answer.advice:
+        return
+    function_ran = failed[1]
+    if isinstance(answer, IdempotencyLeaseLostError):
+        answer.function_ran, answer.is_retryable = function_ran, bool(function_ran)
+    if isinstance(answer, IdempotencyResultNotKeptError) and failed is not LOAD_FAILED:
+        answer.about(idempotency_key, "")  # the caller completes the record without the result, and gets another error
+        return
+    ran = "" if function_ran is None else "The function ran. " if function_ran else "The function was not run. "
+    answer.about(idempotency_key, f"{ran}A retry {'may help' if answer.is_retryable else 'does not help'}.")
+
+
+def _not_released(orphan: DataRecord, existing: DataRecord | None) -> BaseError:
+    from persistence._orphans import not_released  # imported lazily: few processes ever release an orphan
+
+    return not_released(orphan, existing)

@@ -26,6 +26,7 @@ from persistence._bulk_requests import (
     record_in,
 )
 from persistence._checks import check_callable, check_flag, check_mapping
+from persistence._dynamodb_errors import is_lasting
 from persistence._procedures import run
 from persistence._retries import Retries, hides_tries, refusing_item, sending
 from persistence._schedule import BASE_MS, CAP_MS
@@ -281,7 +282,7 @@ def _write(
     except Exception as error:
         found = refusing_item(error)
         if found is None:
-            error.add_note(f"Idempotency key: {key}")
+            halt.failed_keys[id(error)] = key
             raise
         if not is_done(found):
             tally.kept += 1
@@ -324,6 +325,8 @@ class _Halt:
 
     def __init__(self) -> None:
         self._called = Event()
+        #: The key of the record at which a write failed, by the identity of its error.
+        self.failed_keys: dict[int, str] = {}
 
     def call(self) -> None:
         self._called.set()
@@ -376,12 +379,13 @@ class _Run:
         except Exception as error:
             if error is self._progress_error:
                 raise
+            failed_key = self._halt.failed_keys.get(id(error))
             raise IdempotencyBulkIncompleteError(
                 f"{self._work.operation} is incomplete on table {self._work.source.table_name}: {self._totals.written} records "
                 f"were {self._work.written}; resume_from=error.progress.checkpoint goes on",
                 error,
                 progress=self._so_far(),
-            ) from error
+            ).about(failed_key, "What was written stays written.", is_retryable=not is_lasting(error)) from error
         return self._so_far()
 
     def _work_off_segments(self) -> None:

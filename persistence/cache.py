@@ -30,28 +30,29 @@ from persistence._cache_errors import (
     explanation,
     is_answer,
     is_demoted,
+    is_lasting,
     is_not_now,
     is_passing,
     is_unanswered,
     is_wrong_type,
     without_arguments,
 )
-from persistence._cache_scripts import FENCED, GRANTED, TextFormat, foreign, granted, kept_ms, reply
+from persistence._cache_scripts import FENCED, GONE, GRANTED, TextFormat, foreign, granted, kept_ms, reply
 from persistence._driven import AsyncDrivenLayer, DrivenLayer, Procedures
 from persistence._procedures import Pause, Request, arun, note_outcome, run
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, Schedule
 from persistence._values import FixedText
 from persistence.base import Refusal
+from persistence.base import fenced as _fenced
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     IdempotencyItemNotFoundError,
-    IdempotencyLeaseLostError,
     IdempotencyPersistenceConfigError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
     IdempotencyUnreachableError,
 )
-from persistence.rules import is_claimable, is_held_by, is_in_progress, is_too_old, may_complete, may_release
+from persistence.rules import is_claimable, is_held_by, is_in_progress, is_too_old, may_complete, may_release, may_release_orphan
 from persistence.scope import call_deadline_ms
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from persistence._cache_scripts import Reply, Script
     from persistence._procedures import Procedure
+    from persistence.base import Failed
 
     Port = EvalPort | GlidePort | UnconnectedPort
     #: A client, and what sends scripts through it; None if it has only `get`, `set` and `delete`.
@@ -267,14 +269,17 @@ class _CacheLayer(Procedures):
             raise _fenced(record, existing)
         return existing is not None and not is_in_progress(existing)
 
-    def _deleting(self, data_record: DataRecord) -> Procedure[None]:
+    def _deleting(self, data_record: DataRecord, now_ms: int | None = None) -> Procedure[bool]:
+        """With *now_ms*, as `_delete_orphan`."""
         client, port = self._using()
         if port is None:
-            yield from self._sent(partial(self._release_plainly, client, data_record), data_record, RELEASE_RETRY_MS)
-        else:
-            # Not acknowledged: a release that is lost only keeps the key to the end of its lease.
-            request = self._texts.release(data_record)
-            yield from self._written(port, request, data_record, RELEASE_RETRY_MS, is_acknowledged=False)
+            return (
+                yield from self._sent(partial(self._release_plainly, client, data_record, now_ms), data_record, RELEASE_RETRY_MS)
+            )
+        # Not acknowledged: a release that is lost only keeps the key to the end of its lease.
+        request = self._texts.release(data_record, now_ms)
+        said = yield from self._written(port, request, data_record, RELEASE_RETRY_MS, is_acknowledged=False)
+        return said.kind != GONE
 
     def _written(
         self,
@@ -284,10 +289,11 @@ class _CacheLayer(Procedures):
         at_most_ms: int | None,
         *,
         is_acknowledged: bool = True,
-    ) -> Procedure[None]:
+    ) -> Procedure[Reply]:
         said = yield from self._scripted(port, request, record, at_most_ms, is_acknowledged=is_acknowledged)
         if said.kind == FENCED:
             raise _fenced(record, self._found(record.key, said))
+        return said
 
     def _found(self, key: str, said: Reply) -> DataRecord | None:
         text = said.rest[0]
@@ -397,15 +403,16 @@ class _CacheLayer(Procedures):
         )
         yield from self._set_plainly(client, renewed)
 
-    def _release_plainly(self, client: CacheClientProtocol, record: DataRecord) -> Procedure[None]:
+    def _release_plainly(self, client: CacheClientProtocol, record: DataRecord, now_ms: int | None) -> Procedure[bool]:
         existing = yield from self._read_plainly(client, record)
         if existing is None:
-            return
-        if not may_release(existing, record.owner_token):
+            return False
+        if not may_release_orphan(existing, record.owner_token, now_ms):
             raise _fenced(record, existing)
         yield Request(client.delete, (record.key,), record.deadline_ms)
+        return True
 
-    def _failure(self, failed: tuple[str, str], idempotency_key: str, error: Exception) -> IdempotencyPersistenceLayerError:
+    def _failure(self, failed: Failed, idempotency_key: str, error: Exception) -> IdempotencyPersistenceLayerError:
         if self._connection is None or self._was_reached or not is_unanswered(error) or is_not_now(error):
             return super()._failure(failed, idempotency_key, error)
         failure = super()._failure(failed, idempotency_key, self._unreachable(error))
@@ -413,8 +420,9 @@ class _CacheLayer(Procedures):
         unreachable.__dict__.update(failure.__dict__)
         return unreachable
 
-    def _explain(self, error: Exception) -> str:
-        return explanation(error)
+    def _diagnose(self, error: Exception, idempotency_key: str) -> tuple[str, bool]:
+        explained, is_retryable = super()._diagnose(error, idempotency_key)
+        return explanation(error) or explained, is_retryable and not is_lasting(error)
 
 
 class CachePersistenceLayer(_CacheLayer, DrivenLayer):
@@ -544,10 +552,6 @@ class AsyncCachePersistenceLayer(_CacheLayer, AsyncDrivenLayer):
         close = getattr(client, "aclose", None) or getattr(client, "close", None)
         if inspect.iscoroutinefunction(close):
             await close()
-
-
-def _fenced(record: DataRecord, existing: DataRecord | None) -> IdempotencyLeaseLostError:
-    return IdempotencyLeaseLostError(f"Another attempt owns the record of idempotency key {record.key}", record=existing)
 
 
 def _check_storable(record: DataRecord) -> None:

@@ -10,6 +10,7 @@ import re
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
+from persistence._dynamodb_errors import is_lasting
 from persistence._procedures import run
 from persistence._retries import Retries, is_item_too_large, refusing_item, sending
 from persistence._sdk import prepare
@@ -69,8 +70,8 @@ def apply_change(
         item = refusing_item(error)
         if item is None:
             failure = IdempotencyPersistenceLayerError(f"Failed to apply a change to an item of {table}", error)
-            failure.add_note("Repeat it with the same change_id: it is applied at most once.")
-            raise failure from error
+            again = "Repeat it with the same change_id: it is applied at most once."
+            raise failure.about(None, again, is_retryable=not is_lasting(error)) from error
         found = item.get(changes_attr, {"SS": []})
         if "SS" not in found:
             raise IdempotencyPersistenceLayerError(

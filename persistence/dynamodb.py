@@ -16,6 +16,7 @@ from persistence._procedures import TooLateError, Work
 from persistence._regions import router
 from persistence._retries import (
     BLAMELESS,
+    BUSY_ACTION,
     Retries,
     asking,
     cancellation_reasons,
@@ -24,15 +25,14 @@ from persistence._retries import (
     is_refusal,
     refusing_item,
     sending,
-    throttling_reasons,
 )
 from persistence._schedule import CLAIM_RETRY_MS, COMPLETE_RETRY_MS, FETCH_RETRY_MS, RELEASE_RETRY_MS, RESERVE_MS
 from persistence._values import FixedText
 from persistence.background import ForkLock, in_forked_child
 from persistence.base import Refusal
+from persistence.base import fenced as _fenced
 from persistence.exceptions import (
     IdempotencyItemNotFoundError,
-    IdempotencyLeaseLostError,
     IdempotencyPersistenceConfigError,
     IdempotencyResultNotKeptError,
     IdempotencyTransactionCanceledError,
@@ -66,6 +66,9 @@ USER_AGENT: Final = "lambda-idempotency"
 
 #: Left of a deadline, besides `RESERVE_MS`, when a commit is given up: for the release that settles what became of it.
 COMMIT_RESERVE_MS: Final = 400
+#: Why a transaction may be canceled now and not the next time: the other reasons are mistakes in the request, or permissions.
+#: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html#API_TransactWriteItems_Errors
+PASSING_REASONS: Final = BUSY_ACTION | {"ConditionalCheckFailed", "DuplicateItem"}
 #: How long a large result is uploaded or downloaded where no deadline is known.
 UPLOAD_RETRY_MS: Final = 20_000
 DOWNLOAD_RETRY_MS: Final = 5_000
@@ -501,13 +504,15 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             return  # its lease lasts longer already, by a later renewal
         raise _fenced(record, existing) from answer
 
-    def _deleting(self, data_record: DataRecord) -> Procedure[None]:
+    def _deleting(self, data_record: DataRecord, now_ms: int | None = None) -> Procedure[bool]:
         retries = Retries(self.clock_ms, RELEASE_RETRY_MS, data_record.deadline_ms)
-        request = self._items.release(data_record)
+        request = self._items.release(data_record, now_ms)
         answer = yield from retries.outcome(self._send, data_record.key, "delete_item", request)
-        # Refused without an item, it is gone already: deleted by an earlier try whose answer was lost, or by the table's TTL.
-        if isinstance(answer, Exception) and refusing_item(answer) != {}:
-            raise _fenced(data_record, self._refusing_record(answer)) from answer
+        if not isinstance(answer, Exception):
+            return True
+        if refusing_item(answer) == {}:
+            return False  # deleted by an earlier try whose answer was lost, or by the table's TTL
+        raise _fenced(data_record, self._refusing_record(answer)) from answer
 
     def _begin_transaction(self, idempotency_key: str) -> Transaction:
         if self._replication == "strong":
@@ -598,15 +603,21 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             return Retries(self.clock_ms, UPLOAD_RETRY_MS, has_run=True)
         return Retries(self.clock_ms, None, record.deadline_ms - UPLOAD_RESERVE_MS, has_run=True)
 
-    def _explain(self, error: Exception) -> str:
-        reasons = throttling_reasons(error)
-        if not reasons:
+    def _diagnose(self, error: Exception, idempotency_key: str) -> tuple[str, bool]:
+        from persistence._dynamodb_errors import explanation, is_lasting  # imported lazily: only a failure needs it
+
+        _, is_retryable = super()._diagnose(error, idempotency_key)
+        region = self._region_used(idempotency_key)
+        return explanation(error, self._items, self.table_name, region), is_retryable and not is_lasting(error)
+
+    def _region_used(self, idempotency_key: str) -> str:
+        """The Region that serves the key, "" if it is not known; makes no client, which may be what failed."""
+        if self._home_of is None:
+            return _region_of(self.__dict__.get("client"))
+        try:
+            return self._home_of(idempotency_key)
+        except Exception:  # noqa: BLE001 - of the user's function, and probably the failure that is being explained
             return ""
-        named = " and ".join(f"{reason} of {resource}" for reason, resource in reasons)
-        # A hot partition of a secondary index is one of the user's own attributes, of which nothing is known here.
-        if not any(reason.startswith("Table") and "KeyRange" in reason for reason, _ in reasons):
-            return f"Throttled for {named}."
-        return f"Throttled for {named}: {self._items.hot_partition}"
 
 
 def _prepare(client: object) -> None:
@@ -641,14 +652,10 @@ def _botocore_session() -> Any:
     return session
 
 
-def _region_of(client: DynamoDBClient) -> str:
+def _region_of(client: object) -> str:
     """The Region of a client, "" if it does not tell."""
-    region: str | None = getattr(getattr(client, "meta", None), "region_name", None)
-    return region or ""
-
-
-def _fenced(record: DataRecord, existing: DataRecord | None) -> IdempotencyLeaseLostError:
-    return IdempotencyLeaseLostError(f"Another attempt owns the record of idempotency key {record.key}", record=existing)
+    region = getattr(getattr(client, "meta", None), "region_name", None)
+    return region if isinstance(region, str) else ""
 
 
 def _canceled(
@@ -656,7 +663,11 @@ def _canceled(
 ) -> IdempotencyTransactionCanceledError:
     # After a lost answer, this may be the repetition of a request that was applied; the release will tell.
     consequence = "" if retries.outcome_unknown else ", nothing of it was written"
-    return IdempotencyTransactionCanceledError(
+    canceled = IdempotencyTransactionCanceledError(
         f"The transaction of idempotency key {transaction.idempotency_key} was canceled{consequence}: " + "; ".join(blamed),
         reasons=reasons,
+        nothing_written=not retries.outcome_unknown,
     )
+    codes = {reason.code for reason in reasons if reason.code}
+    canceled.is_retryable = bool(codes) and codes <= PASSING_REASONS
+    return canceled

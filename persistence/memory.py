@@ -13,14 +13,13 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from persistence._checks import check_callable, check_whole_number
-from persistence.base import BasePersistenceLayer
+from persistence.base import BasePersistenceLayer, fenced
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
     IdempotencyItemNotFoundError,
-    IdempotencyLeaseLostError,
     IdempotencyPersistenceLayerError,
 )
-from persistence.rules import is_claimable, is_in_progress, is_waste, may_complete, may_release, waste_from_ms
+from persistence.rules import is_claimable, is_in_progress, is_waste, may_complete, may_release, may_release_orphan, waste_from_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,16 +103,19 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
             if record is existing or self._write(key, existing, record):
                 return
 
-    def _delete_record(self, data_record: DataRecord) -> None:
+    def _delete_record(self, data_record: DataRecord) -> bool:
+        return self._delete_orphan(data_record, None)
+
+    def _delete_orphan(self, data_record: DataRecord, now_ms: int | None) -> bool:
         key = data_record.key
         while True:
             existing = self._records.get(key)
             if existing is None:
-                return
-            if not may_release(existing, data_record.owner_token):
-                raise IdempotencyLeaseLostError(record=existing)
+                return False
+            if not may_release_orphan(existing, data_record.owner_token, now_ms):
+                raise fenced(data_record, existing)
             if _removed(self._records, key, existing):
-                return
+                return True
 
     def _write(self, key: str, existing: DataRecord | None, record: DataRecord) -> bool:
         """Write the record if the key has *existing*.  Returns whether it was written."""
@@ -178,7 +180,7 @@ class InMemoryPersistenceLayer(BasePersistenceLayer):
 
 def _renewed(existing: DataRecord | None, renewal: DataRecord) -> DataRecord:
     if existing is None or not may_release(existing, renewal.owner_token):
-        raise IdempotencyLeaseLostError(record=existing)
+        raise fenced(renewal, existing)
     if (existing.in_progress_expiry_timestamp or 0) > (renewal.in_progress_expiry_timestamp or 0):
         return existing  # renewed since by a later request
     return existing.replace(
@@ -188,7 +190,7 @@ def _renewed(existing: DataRecord | None, renewal: DataRecord) -> DataRecord:
 
 def _completed(existing: DataRecord | None, result: DataRecord) -> DataRecord:
     if not may_complete(existing, result.owner_token):
-        raise IdempotencyLeaseLostError(record=existing)
+        raise fenced(result, existing)
     kept = "" if existing is None else existing.payload_hash
     return result.stored().replace(payload_hash=result.payload_hash or kept)
 

@@ -91,3 +91,8 @@ def may_complete(record: DataRecord | None, owner_token: str) -> bool:
 def may_release(record: DataRecord, owner_token: str) -> bool:
     """Whether the attempt may delete the record: its own and unfinished, so a completion whose answer was lost survives."""
     return is_held_by(record, owner_token) and is_in_progress(record)
+
+
+def may_release_orphan(record: DataRecord, owner_token: str, now_ms: int | None) -> bool:
+    """Whether an operator may free the key of the attempt with this token.  *now_ms* is None if its lease may still be live."""
+    return may_release(record, owner_token) and (now_ms is None or is_orphaned(record, now_ms))

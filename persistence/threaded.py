@@ -78,8 +78,13 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
     async def _update_record(self, data_record: DataRecord) -> None:
         await self._done("_update_record", data_record=data_record)
 
-    async def _delete_record(self, data_record: DataRecord) -> None:
-        await self._done("_delete_record", data_record=data_record)
+    async def _delete_record(self, data_record: DataRecord) -> bool | None:
+        was_there: bool | None = await self._done("_delete_record", data_record=data_record)
+        return was_there
+
+    async def _delete_orphan(self, data_record: DataRecord, now_ms: int | None) -> bool:
+        was_there: bool = await self._done("_delete_orphan", data_record=data_record, now_ms=now_ms)
+        return was_there
 
     def _begin_transaction(self, idempotency_key: str) -> Transaction:
         return self.store._begin_transaction(idempotency_key)
@@ -91,8 +96,8 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
         result: str = await self._done("_load_result", data_record=data_record)
         return result
 
-    def _explain(self, error: Exception) -> str:
-        return self.store._explain(error)
+    def _diagnose(self, error: Exception, idempotency_key: str) -> tuple[str, bool]:
+        return self.store._diagnose(error, idempotency_key)
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call *function* in a worker thread, in a copy of the caller's context; not at all if the caller is cancelled before.

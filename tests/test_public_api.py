@@ -271,7 +271,6 @@ ARGUMENTS: list[tuple[Any, ...]] = [
     ("message", "one", "two"),
     ("", "detail"),
     (None,),
-    ("message", None),
     (ValueError("as message"),),
 ]
 
@@ -282,6 +281,14 @@ def test_an_error_says_what_powertools_says(name: str, arguments: tuple[Any, ...
     theirs, ours = getattr(their_exceptions, name)(*arguments), getattr(our_exceptions, name)(*arguments)
 
     assert (str(ours), ours.message, ours.details, ours.args) == (str(theirs), theirs.message, theirs.details, theirs.args)
+
+
+@pytest.mark.parametrize("name", ["BaseError", *SHARED_ERRORS])
+def test_an_error_without_details_does_not_say_none(name: str) -> None:
+    """Powertools says "message - (None)"."""
+    error = getattr(our_exceptions, name)("message", None)
+
+    assert (str(error), error.message, error.details, error.args) == ("message", "message", None, ("message", None))
 
 
 def test_the_error_of_a_refused_claim_names_the_record() -> None:

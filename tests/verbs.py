@@ -57,8 +57,11 @@ class Verbs:
     def complete(self, record: DataRecord) -> None:
         self._store.complete(record)
 
-    def release(self, record: DataRecord) -> None:
-        self._store.release(record)
+    def release(self, record: DataRecord) -> bool:
+        return self._store.release(record)
+
+    def release_orphan(self, key: str, **options: Any) -> None:
+        self._store.release_orphan(key, **options)
 
     def renew(self, record: DataRecord) -> None:
         self._store.renew(record)
@@ -122,8 +125,11 @@ class AwaitedVerbs(Verbs):
     def complete(self, record: DataRecord) -> None:
         self._runner.run(self._awaited.complete(record))
 
-    def release(self, record: DataRecord) -> None:
-        self._runner.run(self._awaited.release(record))
+    def release(self, record: DataRecord) -> bool:
+        return self._runner.run(self._awaited.release(record))
+
+    def release_orphan(self, key: str, **options: Any) -> None:
+        self._runner.run(self._awaited.release_orphan(key, **options))
 
     def renew(self, record: DataRecord) -> None:
         self._runner.run(self._awaited.renew(record))

@@ -183,7 +183,9 @@ def test_a_running_attempt_refuses_with_or_without_its_record_in_the_error(
     call = caller.decorate(work, IdempotencyConfig("id"))
 
     clock.advance(ms=1_000)
-    with pytest.raises(IdempotencyAlreadyInProgressError, match=f"in progress with idempotency key: id={key_of(7)}$"):
+    with pytest.raises(
+        IdempotencyAlreadyInProgressError, match=f"in progress with idempotency key: id={key_of(7)}[.] The function was not run; "
+    ):
         call(ORDER)
     assert work.runs == []
     clock.advance(ms=1)
@@ -338,13 +340,15 @@ def test_a_hook_that_fails_is_reported_in_powertools_words(
     with pytest.raises(IdempotencyPersistenceLayerError) as failed:
         caller.decorate(work)(ORDER)
 
-    assert str(failed.value) == f"{message} - (disk full)"
+    assert str(failed.value).startswith(f"{message} - (disk full). Idempotency key: {key_of(ORDER)}. The function ")
+    assert (failed.value.idempotency_key, failed.value.function_ran) == (key_of(ORDER), bool(runs))
+    assert failed.value.is_retryable
     assert failed.value.__cause__ is trouble
     assert work.runs == runs
 
 
 def test_a_delete_that_fails_does_not_replace_the_functions_own_error(
-    kind: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    kind: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Powertools raised the store's error, and a caller who retries on the function's never heard of it."""
 
@@ -363,6 +367,10 @@ def test_a_delete_that_fails_does_not_replace_the_functions_own_error(
 
     assert raised.value is error
     (note,) = error.__notes__
+    failed = "The claim was not released: Failed to delete record from idempotency store - (disk full)"
+    said = f"{failed}. Idempotency key: {key_of(ORDER)}."
+    assert [message[: len(said)] for message in caplog.messages] == [said]
+    assert [logged.levelname for logged in caplog.records] == ["WARNING"]
     assert note.startswith(f"Besides, the claim of idempotency key {key_of(ORDER)} could not be released: Failed to delete")
     assert heard[-1].error == "IdempotencyPersistenceLayerError"
 

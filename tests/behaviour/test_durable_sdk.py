@@ -138,7 +138,9 @@ def test_a_second_execution_is_refused_while_the_first_waits_beyond_its_invocati
     first = runner.approve(arn)
 
     assert second.status.value == "FAILED"
-    assert second.error.message == f"Execution already in progress with idempotency key: id={key_of(7)}"
+    assert second.error.message.startswith(
+        f"Execution already in progress with idempotency key: id={key_of(7)}. Held by request "
+    )
     assert json.loads(first.result) == DONE
     assert payments.effects == ["charged", "shipped"]
 

@@ -67,10 +67,13 @@ def test_where_a_key_is_required_the_function_does_not_run_without_it(
     work = Work()
     call = form.decorate(work, store, IdempotencyConfig(expression, raise_on_no_idempotency_key=True))
 
-    with pytest.raises(IdempotencyKeyError, match="^No data found to create a hashed idempotency_key$"):
+    with pytest.raises(
+        IdempotencyKeyError, match="^No data found to create a hashed idempotency_key[.] The function was not run; "
+    ) as caught:
         call(event)
 
     assert (work.runs, store.asked) == ([], [])
+    assert (caught.value.idempotency_key, caught.value.function_ran, caught.value.is_retryable) == (None, False, False)
 
 
 @pytest.mark.parametrize("value", [0, 0.0, False, [0], {"a": 0}, [None, 1], " "], ids=repr)

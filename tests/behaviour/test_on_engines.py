@@ -87,7 +87,7 @@ def test_a_changed_payload_is_refused_before_and_after_completion(made: Made) ->
         try:
             call({"id": 7, "amount": 11})
         except IdempotencyValidationError as error:
-            refused.append(str(error))
+            refused.append(error.message)
         return "paid"
 
     call = make_idempotent(work, persistence_store=made.store, config=config)
@@ -220,7 +220,7 @@ def test_on_a_composite_table_a_refusal_names_partition_and_key(composite: Made)
         try:
             call(event)
         except IdempotencyAlreadyInProgressError as error:
-            messages.append(str(error))
+            messages.append(error.message)
 
     call = make_idempotent(work, persistence_store=composite.store, config=IdempotencyConfig("id"), key_prefix=PREFIX)
     call(ORDER)

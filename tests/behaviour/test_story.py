@@ -104,9 +104,11 @@ def test_a_call_is_refused_while_another_attempt_runs(form: Form, store: Countin
     with pytest.raises(IdempotencyAlreadyInProgressError) as refused:
         form.decorate(work, store, BY_ID)(ORDER)
 
-    assert str(refused.value) == f"Execution already in progress with idempotency key: id={key_of(7)}"
+    assert str(refused.value) == (
+        f"Execution already in progress with idempotency key: id={key_of(7)}. Held by request request-9. The function was not "
+        "run; retry the call to get the result of the attempt in progress."
+    )
     assert refused.value.record == existing
-    assert refused.value.__notes__ == ["Held by request request-9"]
     assert work.runs == []
 
 
@@ -168,7 +170,9 @@ def test_another_payload_under_a_completed_key_is_refused(form: Form, store: Cou
     call = form.decorate(work, store, VALIDATED)
     call(ORDER)
 
-    with pytest.raises(IdempotencyValidationError, match="^Payload does not match stored record for this event key$"):
+    with pytest.raises(
+        IdempotencyValidationError, match="^Payload does not match stored record for this event key[.] Idempotency key: "
+    ):
         call({"id": 7, "amount": 11})
 
     assert call({"id": 7, "amount": 10, "trace": "x"}) == "paid"

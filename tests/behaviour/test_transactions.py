@@ -335,7 +335,8 @@ def test_a_condition_that_fails_is_told_with_its_old_item_and_nothing_is_written
     assert update.item == {"id": "stock", "n": Decimal(5)}
     assert each_shop.is_untouched()
     assert each_shop.made.peek(KEY) is None
-    assert caught.value.__notes__ == [SETTLED]
+    assert SETTLED in str(caught.value)
+    assert caught.value.nothing_written
 
 
 def test_the_old_item_is_shown_only_where_it_was_asked_for(either: Form, shop: Shop) -> None:
@@ -374,14 +375,14 @@ def test_the_error_names_actions_and_tables_and_no_value(either: Form, shop: Sho
     with pytest.raises(IdempotencyTransactionCanceledError) as caught:
         shop.decorate(either, work)(ORDER)
     error: BaseException | None = caught.value
-    texts = [*caught.value.__notes__, repr(caught.value.reasons)]
+    texts = [repr(caught.value.reasons)]
     while error is not None:
         texts += [str(error), repr(error)]
         error = error.__cause__ or error.__context__
 
     assert caught.value.reasons[0].item == {"id": "SECRET id", "secret": "SECRET old"}
     assert "SECRET" not in "".join(texts)
-    assert str(caught.value) == (
+    assert caught.value.message == (
         f"The transaction of idempotency key {KEY} was canceled, nothing of it was written: "
         f"put on {shop.table}: ConditionalCheckFailed"
     )
@@ -440,7 +441,8 @@ def test_a_transaction_that_is_invalid_writes_nothing_and_frees_the_key(
     with pytest.raises(IdempotencyTransactionCanceledError, match=f"was canceled, nothing of it was written: .*{says}") as caught:
         shop.decorate(either, work)(ORDER)
 
-    assert caught.value.__notes__ == [SETTLED]
+    assert SETTLED in str(caught.value)
+    assert caught.value.nothing_written
     assert shop.client.count("transact_write_items") == 1
     assert shop.items.keys() - {"large"} == {"stock"}
     assert shop.stock == 5
@@ -469,7 +471,8 @@ def test_more_than_four_megabytes_with_the_result_is_an_error_and_nothing_is_sen
         shop.decorate(either, work)(ORDER)
 
     assert "a transaction holds 4194304 bytes" in str(caught.value)
-    assert caught.value.__notes__ == [SETTLED]
+    assert SETTLED in str(caught.value)
+    assert caught.value.nothing_written
     assert shop.sent == ["put_item", "delete_item"]
     assert shop.is_untouched()
 
@@ -707,7 +710,8 @@ def test_a_result_that_cannot_be_stored_cancels_the_transaction(
 
     assert cause in str(caught.value)
     assert caught.value.reasons == ()
-    assert caught.value.__notes__ == [SETTLED]
+    assert SETTLED in str(caught.value)
+    assert caught.value.nothing_written
     assert shop.sent == ["put_item", "delete_item"]
     assert shop.is_untouched()
     assert [type(event) for event in events] == [Claimed, Uncommitted, Released]

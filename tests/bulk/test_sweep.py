@@ -318,7 +318,8 @@ def test_the_error_of_a_deletion_names_the_key(store: DynamoDBPersistenceLayer, 
         sweep_expired(store)
 
     assert caught.value.__cause__ is error
-    assert error.__notes__ == ["Idempotency key: order"]
+    assert "Idempotency key: order. " in str(caught.value)
+    assert (caught.value.idempotency_key, caught.value.is_retryable) == ("order", False)
 
 
 # Global tables

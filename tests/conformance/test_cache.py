@@ -71,7 +71,7 @@ def outcome(store: Any, verb: str, record: DataRecord) -> tuple[Any, ...]:
         return "fenced", fenced.record
     except IdempotencyPersistenceLayerError as error:
         return "failed", type(error.__cause__), str(error)
-    return "done", answer, answer is not None and answer.took_over
+    return "done", answer, isinstance(answer, DataRecord) and answer.took_over
 
 
 def reference(record: DataRecord | None, clock: FakeClock) -> InMemoryPersistenceLayer:

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from persistence.exceptions import (
+    BaseError,
+    IdempotencyAlreadyInProgressError,
     IdempotencyInvalidStatusError,
     IdempotencyItemAlreadyExistsError,
+    IdempotencyItemNotFoundError,
     IdempotencyLeaseLostError,
     IdempotencyPersistenceLayerError,
 )
@@ -526,15 +530,15 @@ class TestRelease:
         assert (granted.generation, granted.took_over) == (1, False)
 
     def test_releasing_an_absent_key_is_no_error(self, verbs: Verbs, peek: Peek) -> None:
-        verbs.release(verbs.offer(KEY, "a"))
+        assert verbs.release(verbs.offer(KEY, "a")) is False
 
         assert peek(KEY) is None
 
     def test_a_release_may_be_repeated(self, verbs: Verbs, peek: Peek) -> None:
         granted = verbs.claim(verbs.offer(KEY, "a"))
-        verbs.release(granted)
+        assert verbs.release(granted) is True
 
-        verbs.release(granted)
+        assert verbs.release(granted) is False
 
         assert peek(KEY) is None
 
@@ -584,6 +588,118 @@ class TestRelease:
         verbs.release(granted)
 
         assert peek(KEY) is None
+
+
+def kept(verbs: Verbs, error: type[BaseError], key: str = KEY, **options: Any) -> Any:
+    """The error of a release of an orphan that must be refused."""
+    with pytest.raises(error) as raised:
+        verbs.release_orphan(key, **options)
+    assert type(raised.value) is error
+    assert (raised.value.idempotency_key, key in str(raised.value)) == (key, True)
+    return raised.value
+
+
+class TestReleaseOrphan:
+    @pytest.mark.parametrize("token", ["a", ""], ids=["ours", "of Powertools"])
+    def test_an_orphan_is_released_from_the_first_millisecond_after_its_lease(
+        self, verbs: Verbs, clock: FakeClock, peek: Peek, token: str
+    ) -> None:
+        verbs.claim(verbs.offer(KEY, token, lease_ms=1_000))
+        clock.advance(ms=1_000)
+        before = peek(KEY)
+        error = kept(verbs, IdempotencyAlreadyInProgressError, owner_token=token)
+        assert (error.record.owner_token, error.function_ran, error.is_retryable) == (token, None, True)
+        assert peek(KEY) == before
+
+        clock.advance(ms=1)
+        verbs.release_orphan(KEY, owner_token=token)
+
+        assert peek(KEY) is None
+        assert verbs.claim(verbs.offer(KEY, "b")).generation == 1
+
+    def test_an_orphan_without_a_lease_is_released_when_it_has_expired(self, verbs: Verbs, clock: FakeClock, peek: Peek) -> None:
+        verbs.claim(verbs.offer(KEY, "", lease_ms=None, expires_s=60))
+        clock.advance(seconds=60)
+        kept(verbs, IdempotencyAlreadyInProgressError, owner_token="")
+
+        clock.advance(seconds=1)
+        verbs.release_orphan(KEY, owner_token="")
+
+        assert peek(KEY) is None
+
+    def test_the_refusal_of_a_live_lease_says_when_it_ends(self, verbs: Verbs, clock: FakeClock) -> None:
+        verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+        ends = datetime.fromtimestamp((clock.now_ms + 1_000) / 1000, tz=UTC).isoformat(timespec="milliseconds")
+
+        error = kept(verbs, IdempotencyAlreadyInProgressError, owner_token="a")
+
+        assert ends in str(error)
+        assert "even_if_leased=True" in str(error)
+
+    def test_a_live_lease_is_released_if_the_caller_says_so(self, verbs: Verbs, peek: Peek) -> None:
+        verbs.claim(verbs.offer(KEY, "a"))
+
+        verbs.release_orphan(KEY, owner_token="a", even_if_leased=True)
+
+        assert peek(KEY) is None
+
+    @pytest.mark.parametrize("even_if_leased", [False, True])
+    @pytest.mark.parametrize(("seen", "holder"), [("a", "b"), ("", "b"), ("b", "")], ids=["ours", "was none", "is none"])
+    def test_another_attempts_record_is_left_alone(
+        self, verbs: Verbs, clock: FakeClock, peek: Peek, seen: str, holder: str, even_if_leased: bool
+    ) -> None:
+        verbs.claim(verbs.offer(KEY, holder, lease_ms=1_000, holder="request-9"))
+        clock.advance(ms=1_001)
+        before = peek(KEY)
+
+        error = kept(verbs, IdempotencyLeaseLostError, owner_token=seen, even_if_leased=even_if_leased)
+
+        assert (error.record.owner_token, error.record.holder) == (holder, "request-9")
+        assert (error.function_ran, error.is_retryable) == (None, False)
+        assert peek(KEY) == before
+
+    @pytest.mark.parametrize("even_if_leased", [False, True])
+    @pytest.mark.parametrize("token", ["a", "b"], ids=["its own", "another's"])
+    def test_a_completed_record_is_left_alone_even_if_it_has_expired(
+        self, verbs: Verbs, clock: FakeClock, peek: Peek, token: str, even_if_leased: bool
+    ) -> None:
+        verbs.complete(verbs.completed(verbs.claim(verbs.offer(KEY, "a")), '"secret"', expires_s=60))
+        clock.advance(seconds=61)
+        before = peek(KEY)
+
+        error = kept(verbs, IdempotencyInvalidStatusError, owner_token=token, even_if_leased=even_if_leased)
+
+        assert "COMPLETED" in str(error)
+        assert "secret" not in str(error)
+        assert peek(KEY) == before
+
+    @pytest.mark.parametrize("even_if_leased", [False, True])
+    def test_there_is_nothing_to_release_where_there_is_no_record(self, verbs: Verbs, even_if_leased: bool) -> None:
+        error = kept(verbs, IdempotencyItemNotFoundError, owner_token="a", even_if_leased=even_if_leased)
+
+        assert "the key is free" in str(error)
+
+    def test_an_orphan_is_released_once(self, verbs: Verbs, clock: FakeClock) -> None:
+        verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+        clock.advance(ms=1_001)
+        verbs.release_orphan(KEY, owner_token="a")
+
+        kept(verbs, IdempotencyItemNotFoundError, owner_token="a")
+
+    def test_an_attempt_whose_key_was_freed_cannot_renew_or_release_a_successors_claim(
+        self, verbs: Verbs, clock: FakeClock, peek: Peek
+    ) -> None:
+        late = verbs.claim(verbs.offer(KEY, "a", lease_ms=1_000))
+        clock.advance(ms=1_001)
+        verbs.release_orphan(KEY, owner_token="a")
+        verbs.claim(verbs.offer(KEY, "b"))
+        before = peek(KEY)
+
+        fencing(verbs.renew, verbs.renewed(late, lease_ms=1_000))
+        fencing(verbs.release, late)
+        fencing(verbs.complete, verbs.completed(late, '"A"'))
+
+        assert peek(KEY) == before
 
 
 class TestRenew:

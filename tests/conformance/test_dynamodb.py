@@ -219,7 +219,11 @@ def test_the_services_error_is_named_and_chained(verbs: Verbs, made: Made, verb:
     cause = failure.value.__cause__
     assert isinstance(cause, SERVICE_ERRORS)
     assert cause.response["Error"]["Code"] == "ResourceNotFoundException"
-    assert str(failure.value) == f"{message} - ({cause})"
+    assert str(failure.value).startswith(
+        f"{message} - ({cause}). Table no-such-table in us-east-1. There is no such table: check table_name, the account and the "
+        f"Region. Idempotency key: {KEY}. "
+    )
+    assert not failure.value.is_retryable
 
 
 @on_every_table

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 import redis.asyncio
-from conformance.test_contract import TestClaim, TestComplete, TestFetch, TestPayloads, TestRelease, TestRenew
+from conformance.test_contract import (
+    TestClaim,
+    TestComplete,
+    TestFetch,
+    TestPayloads,
+    TestRelease,
+    TestReleaseOrphan,
+    TestRenew,
+)
 from doubles import LambdaContext
 from stores import Made, shared_cache_client
 from verbs import Verbs
@@ -38,7 +46,7 @@ if TYPE_CHECKING:
 
     from doubles import FakeClock
 
-__all__ = ["TestClaim", "TestComplete", "TestFetch", "TestPayloads", "TestRelease", "TestRenew"]
+__all__ = ["TestClaim", "TestComplete", "TestFetch", "TestPayloads", "TestRelease", "TestReleaseOrphan", "TestRenew"]
 
 KEY = "orders.handler#1"
 LOCK = f"{KEY}:lock"

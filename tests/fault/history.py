@@ -104,7 +104,7 @@ class History:
     def leave(self, caller: str, result: str | None, error: BaseException | None = None) -> None:
         """A caller got a result, or an error."""
         with self._lock:
-            self.note(f"{caller} gets {result if error is None else ' '.join([repr(error), *getattr(error, '__notes__', [])])}")
+            self.note(f"{caller} gets {result if error is None else f'{type(error).__name__}: {error}'}")
             for run in self.runs:
                 if run.caller == caller:
                     run.left_ms = self.clock()

@@ -330,7 +330,8 @@ def test_it_is_repeated_until_just_before_the_deadline_and_can_be_repeated_after
     until_ms = start_ms + (10_000 if limit_ms is None else limit_ms - 100)
     assert until_ms - 10 <= clock() <= until_ms
     assert client.count("update_item") > 3
-    assert failed.value.__notes__ == ["Repeat it with the same change_id: it is applied at most once."]
+    assert str(failed.value).endswith("Repeat it with the same change_id: it is applied at most once.")
+    assert failed.value.is_retryable
 
     client.heal()
     assert counter.apply() is (fault is refused)

@@ -238,7 +238,7 @@ def test_a_completion_that_nobody_can_confirm_is_an_error_and_replays_later(benc
         pay()
     bench.client.heal()
 
-    assert "once its lease has ended, a retry may run it again" in caught.value.__notes__[0]
+    assert "once its lease has ended, a retry may run it again" in str(caught.value)
     assert pay() == "paid"
     assert pay.runs == 1
 

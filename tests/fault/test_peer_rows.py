@@ -281,7 +281,7 @@ def test_row_9_a_throttled_claim_fails_clearly_before_the_deadline(bench: Bench,
 
     with pytest.raises(IdempotencyPersistenceLayerError, match="ProvisionedThroughputExceededException") as caught:
         pay(ORDER, LambdaContext(remaining_ms=1_000, clock=bench.clock))
-    assert "The function was not run" in caught.value.__notes__[0]
+    assert "The function was not run" in str(caught.value)
     assert deadline_ms - 200 < bench.clock() < deadline_ms
     assert bench.client.count("put_item") > 3
     assert runs == []

@@ -50,11 +50,15 @@ def call(bench: Bench, form: Form, end: Callable[[], Any] = lambda: "paid", payl
     return form.handler(lambda _event: end(), bench.store, keyed(**options))(payload, context)
 
 
-def explained(cause: Exception) -> str:
-    """The cause as the error tells it: with the service's reasons, where there are some."""
-    reason = "TableWriteKeyRangeThroughputExceeded of arn:aws:dynamodb:::table/t"
-    hot = "one key is hot; a partition serves 1,000 write and 3,000 read units a second."
-    return f"{cause} Throttled for {reason}: {hot}" if "Throughput" in str(cause) else str(cause)
+def explained(bench: Bench, cause: Exception) -> str:
+    """The cause and what the store knows about it: the table, the service's reasons or the missing permission."""
+    told = f"({cause}). Table {bench.store.table_name}."
+    if "Throughput" in str(cause):
+        reason = "TableWriteKeyRangeThroughputExceeded of arn:aws:dynamodb:::table/t"
+        return f"{told} Throttled for {reason}: one key is hot; a partition serves 1,000 write and 3,000 read units a second."
+    if "AccessDenied" in str(cause):
+        return f"{told} PutItem was denied: the role needs dynamodb:PutItem on the table, and may need its KMS key."
+    return told
 
 
 @pytest.mark.parametrize("error", [access_denied, throttle, internal_error])
@@ -64,8 +68,12 @@ def test_a_failed_claim_says_that_nothing_was_run(bench: Bench, form: Form, erro
     with pytest.raises(IdempotencyPersistenceLayerError) as caught:
         call(bench, form)
 
-    assert str(caught.value) == f"Failed to save in progress record to idempotency store - ({explained(cause)})"
-    assert caught.value.__notes__ == [f"Idempotency key: {KEY}. The function was not run; retry the call."]
+    helps = error is not access_denied
+    assert str(caught.value) == (
+        f"Failed to save in progress record to idempotency store - {explained(bench, cause)} Idempotency key: {KEY}. "
+        f"The function was not run; {'retry the call' if helps else 'a retry does not help until this is corrected'}."
+    )
+    assert (caught.value.idempotency_key, caught.value.function_ran, caught.value.is_retryable) == (KEY, False, helps)
     assert caught.value.__cause__ is cause
 
 
@@ -76,20 +84,32 @@ def test_a_failed_completion_says_that_the_function_ran(bench: Bench, form: Form
     with pytest.raises(IdempotencyPersistenceLayerError) as caught:
         call(bench, form)
 
-    assert str(caught.value) == f"Failed to update record state to success in idempotency store - ({explained(cause)})"
-    assert caught.value.__notes__[0].startswith(f"Idempotency key: {KEY}. The function ran")
+    assert str(caught.value).startswith(
+        f"Failed to update record state to success in idempotency store - {explained(bench, cause)} Idempotency key: {KEY}. "
+        "The function ran, but its result is not known to be stored; "
+    )
+    assert (caught.value.idempotency_key, caught.value.function_ran) == (KEY, True)
+    assert caught.value.is_retryable is (error is not access_denied)
     assert caught.value.__cause__ is cause
 
 
 @pytest.mark.parametrize("error", [access_denied, throttle, internal_error])
-def test_a_failed_release_is_a_note_on_the_functions_own_error(bench: Bench, form: Form, error: Callable[[], Exception]) -> None:
+def test_a_failed_release_is_logged_once_and_noted_on_the_functions_own_error(
+    bench: Bench, form: Form, error: Callable[[], Exception], caplog: pytest.LogCaptureFixture
+) -> None:
     cause = error()
     bench.client.always("delete_item", refused(cause))
     with pytest.raises(OSError, match="boom") as caught:
         call(bench, form, raise_boom)
 
-    released = f"Failed to delete record from idempotency store - ({explained(cause)})"
-    assert caught.value.__notes__ == [f"Besides, the claim of idempotency key {KEY} could not be released: {released}"]
+    failed = "Failed to delete record from idempotency store - "
+    assert caught.value.__notes__ == [f"Besides, the claim of idempotency key {KEY} could not be released: {failed}({cause})"]
+    [logged] = caplog.records
+    assert logged.levelname == "WARNING"
+    assert logged.message == (
+        f"The claim was not released: {failed}{explained(bench, cause)} Idempotency key: {KEY}. "
+        "The key stays claimed until the lease ends; a retry before that is refused."
+    )
 
 
 def test_a_refusal_without_its_record_is_read_and_a_failed_read_is_an_error(bench: Bench, form: Form) -> None:

@@ -177,9 +177,10 @@ def test_the_error_of_a_throttled_claim_names_the_reason_and_the_resource(
 
     assert str(error) == (
         "Failed to save in progress record to idempotency store - "
-        f"(An error occurred ({code}) when calling the PutItem operation: {MESSAGE} Throttled for {FULL} of {TABLE}.)"
+        f"(An error occurred ({code}) when calling the PutItem operation: {MESSAGE}). Table {bench.store.table_name} in "
+        f"us-east-1. Throttled for {FULL} of {TABLE}. Idempotency key: {KEY}. The function was not run; retry the call."
     )
-    assert error.__notes__ == [f"Idempotency key: {KEY}. The function was not run; retry the call."]
+    assert error.is_retryable
 
 
 @pytest.mark.parametrize(
@@ -204,46 +205,51 @@ def test_a_hot_partition_is_named_as_such_with_what_it_means_for_the_tables_layo
         place.service.reasons = reasons
         place.service.throttle("PutItem")
 
-        assert str(failure(place, form)).endswith(f"{MESSAGE} {text})")
+        assert f"{MESSAGE}). Table {place.store.table_name} in us-east-1. {text} Idempotency key: " in str(failure(place, form))
 
 
 @pytest.mark.parametrize("reasons", [None, []], ids=["no list", "empty list"])
-def test_without_reasons_the_text_is_powertools_own(bench: Bench, form: Form, reasons: list[tuple[str, str]] | None) -> None:
+def test_without_reasons_the_text_names_the_table_only(bench: Bench, form: Form, reasons: list[tuple[str, str]] | None) -> None:
     bench.service.reasons = reasons
     bench.service.throttle("PutItem")
 
     error = failure(bench, form)
 
-    assert str(error) == f"Failed to save in progress record to idempotency store - ({error.__cause__})"
+    assert str(error) == (
+        f"Failed to save in progress record to idempotency store - ({error.__cause__}). Table {bench.store.table_name} in "
+        f"us-east-1. Idempotency key: {KEY}. The function was not run; retry the call."
+    )
 
 
-def test_any_other_errors_text_is_powertools_own_whatever_it_carries(bench: Bench, form: Form) -> None:
+def test_any_other_errors_reasons_are_not_told(bench: Bench, form: Form) -> None:
     bench.service.code = "ValidationException"
     bench.service.throttle("PutItem")
 
     error = failure(bench, form)
 
-    assert str(error) == f"Failed to save in progress record to idempotency store - ({error.__cause__})"
+    assert "Throttled" not in str(error)
+    assert str(error).endswith("The function was not run; a retry does not help until this is corrected.")
 
 
 def test_a_throttled_completion_and_a_throttled_read_name_their_reasons_too(bench: Bench, form: Form) -> None:
     bench.service.throttle("UpdateItem")
     completion = failure(bench, form)
     assert str(completion).startswith("Failed to update record state to success in idempotency store - ")
-    assert str(completion).endswith(f"Throttled for {HOT} of {TABLE}{ONE_KEY})")
+    assert f" Throttled for {HOT} of {TABLE}{ONE_KEY} Idempotency key: " in str(completion)
 
     bench.service.throttle("GetItem")
     read = failure(bench, form, 500, store=fake_sleeper(bench, form), wait_for_in_progress_seconds=60)
     assert str(read).startswith("Failed to get record from idempotency store - ")
-    assert str(read).endswith(f"Throttled for {HOT} of {TABLE}{ONE_KEY})")
+    assert f" Throttled for {HOT} of {TABLE}{ONE_KEY} Idempotency key: " in str(read)
 
 
-def test_a_throttled_release_names_its_reasons_in_the_note_on_the_functions_own_error(bench: Bench, form: Form) -> None:
+def test_a_throttled_release_names_its_reasons_in_the_log(bench: Bench, form: Form, caplog: pytest.LogCaptureFixture) -> None:
     bench.service.throttle("DeleteItem")
-    with pytest.raises(OSError, match="boom") as caught:
+    with pytest.raises(OSError, match="boom"):
         bench.call(form, raise_boom, remaining_ms=1_000)
 
-    assert caught.value.__notes__[0].endswith(f"Throttled for {HOT} of {TABLE}{ONE_KEY})")
+    [said] = caplog.messages
+    assert f" Throttled for {HOT} of {TABLE}{ONE_KEY} Idempotency key: {KEY}. " in said
 
 
 # The event

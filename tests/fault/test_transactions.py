@@ -6,6 +6,7 @@ Every story counts in the caller's own table: each commit that is applied adds 1
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from threading import Event
@@ -72,6 +73,7 @@ COMMIT = "transact_write_items"
 
 #: What a note says after a release that was done.
 SETTLED = "The claim was released: nothing of the transaction was written."
+NOT_KNOWN = "Whether the transaction was written is not known"
 
 UNKNOWN = [*UNKNOWN_OUTCOMES, transaction_in_progress]
 each_unknown_outcome = pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_a_commit_that_never_arrives_is_an_error_and_frees_the_key(bench: Bench,
     with pytest.raises(IdempotencyPersistenceLayerError, match="^Failed to commit the transaction") as caught:
         orders()
     assert not isinstance(caught.value, IdempotencyTransactionCanceledError)
-    assert caught.value.__notes__[-1] == SETTLED
+    assert SETTLED in str(caught.value)
     assert (orders.applied, bench.peek(KEY)) == (0, None)
     assert orders.told == [Claimed, Uncommitted, Released]
     bench.client.heal()
@@ -450,7 +452,9 @@ def test_a_release_whose_answer_is_lost_settles_all_the_same(
     with pytest.raises(IdempotencyPersistenceLayerError) as caught:
         orders()
 
-    assert caught.value.__notes__[-1] == SETTLED
+    # If the record is gone, it cannot prove anything: perhaps a completed one has expired and was deleted by the table's TTL.
+    assert (SETTLED in str(caught.value)) is (struck is refused)
+    assert (NOT_KNOWN in str(caught.value)) is (struck is lost)
     assert (orders.applied, bench.peek(KEY)) == (0, None)
 
 
@@ -465,9 +469,9 @@ def test_a_commit_and_a_release_without_an_answer_are_an_error_that_says_what_is
     with pytest.raises(IdempotencyPersistenceLayerError, match="^Failed to commit the transaction") as caught:
         orders()
 
-    advice, besides = caught.value.__notes__
-    assert "it returns the stored result if the transaction was written, and runs the function again if not" in advice
-    assert besides.startswith(f"Besides, the claim of idempotency key {KEY} could not be released: ")
+    told = str(caught.value)
+    assert f"Besides, the claim of idempotency key {KEY} could not be released: " in told
+    assert "Whether the transaction was written is not known. If it was, a retry returns the stored result; " in told
     assert orders.told == [Claimed, Uncommitted, Released]
     assert orders.events[-1].error == "IdempotencyPersistenceLayerError"
 
@@ -524,7 +528,7 @@ def test_an_attempt_that_was_superseded_by_one_still_at_work_writes_nothing_and_
 
     assert str(caught.value) == (
         f"The function ran, but its lease had ended and another attempt owns idempotency key {KEY}. "
-        "Nothing of its transaction was written. Retry the call to get that attempt's result"
+        "Nothing of its transaction was written. Retry the call to get that attempt's result. Held by request request-1."
     )
     assert orders.applied == 0
     assert bench.peek(KEY)["generation"] == 2
@@ -557,7 +561,7 @@ def test_a_commit_without_its_record_writes_nothing(bench: Bench, form: Form) ->
     orders.meanwhile = lambda: vanish(bench)
     with pytest.raises(
         IdempotencyLeaseLostError,
-        match=f"no longer holds idempotency key {KEY}. Nothing of its transaction was written. Retry the call$",
+        match=f"no longer holds idempotency key {KEY}. Whether its transaction was written is not known. A retry",
     ):
         orders()
     assert (orders.applied, bench.peek(KEY)) == (0, None)
@@ -685,7 +689,7 @@ def test_conflicts_without_end_are_an_error_with_their_reasons_and_the_key_is_fr
     assert [(reason.action, reason.code) for reason in caught.value.reasons] == list(zip(["update", "put"], others, strict=True))
     assert (f"its record: {own}" in str(caught.value)) == (own is not None)
     assert all(code in str(caught.value) for code in codes if code)
-    assert caught.value.__notes__ == [SETTLED]
+    assert SETTLED in str(caught.value)
     assert [event.reasons for event in orders.events if isinstance(event, Uncommitted)] == [
         tuple(code for code in others if code)
     ]
@@ -743,7 +747,7 @@ def test_a_refusal_of_the_service_is_an_error_at_once_and_frees_the_key(
         orders()
 
     assert caught.value.__cause__ is refusal
-    assert caught.value.__notes__[-1] == SETTLED
+    assert SETTLED in str(caught.value)
     assert (bench.client.count(COMMIT), bench.clock.slept_ms) == (1, [])
     assert (orders.applied, bench.peek(KEY)) == (0, None)
 
@@ -949,7 +953,7 @@ def test_a_mismatch_of_client_tokens_is_settled_by_the_record(bench: Bench, form
     with pytest.raises(IdempotencyPersistenceLayerError) as caught:
         orders(durable(bench.clock, orders.table))
 
-    assert caught.value.__notes__[-1] == SETTLED
+    assert SETTLED in str(caught.value)
     assert (orders.applied, bench.peek(KEY)) == (0, None)
 
 
@@ -1054,7 +1058,7 @@ def test_a_commit_that_the_network_kept_until_its_claim_was_released_writes_noth
         wired.proxy.harm("TransactWriteItems", call, Harm.LOSE_REQUEST)
     with pytest.raises(IdempotencyPersistenceLayerError) as caught:
         orders()
-    assert caught.value.__notes__[-1] == SETTLED
+    assert SETTLED in str(caught.value)
     wired.proxy.heal()
 
     if released == "in the next run":
@@ -1102,8 +1106,62 @@ def test_a_commit_without_its_record_is_told_as_such_even_if_the_record_cannot_b
         bench.client.always("get_item", refused(internal_error()))
 
     orders.meanwhile = meanwhile
-    with pytest.raises(IdempotencyLeaseLostError, match="Nothing of its transaction was written"):
+    with pytest.raises(IdempotencyLeaseLostError, match="Whether its transaction was written is not known"):
         orders()
+
+
+KEPT_SECONDS = 60
+
+
+def live_out(orders: Orders, happens: Callable[[], object]) -> Fault:
+    """The commit is applied and its answer lost; the completed record expires, and something happens to it."""
+
+    def strike(send: Send) -> Any:
+        send()
+        orders.bench.clock.advance(seconds=KEPT_SECONDS + 2)
+        happens()
+        raise read_timeout()
+
+    return strike
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["its client token forgotten", "released"])
+def test_a_commit_whose_record_was_deleted_when_it_had_expired_is_not_said_to_have_written_nothing(
+    bench: Bench, form: Form, released: bool
+) -> None:
+    """By the table's TTL, between a commit whose answer was lost and the next request, or an invocation that was frozen."""
+    orders = Orders(bench, form, options={"expires_after_seconds": KEPT_SECONDS})
+    bench.client.at(COMMIT, 1, live_out(orders, lambda: vanish(bench)))
+    second = read_timeout() if released else canceled("ConditionalCheckFailed", None, None)
+    bench.client.at(COMMIT, 2, refused(second))
+    with pytest.raises(IdempotencyPersistenceLayerError) as caught:
+        orders(LambdaContext(remaining_ms=30_000 if released else 600_000, clock=bench.clock))
+
+    assert orders.applied == 1
+    assert "was written is not known" in str(caught.value)
+    assert "othing of" not in str(caught.value)
+    assert (caught.value.function_ran, caught.value.is_retryable) == (True, False)
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["its client token forgotten", "released"])
+def test_a_commit_whose_record_was_taken_over_when_it_had_expired_is_not_said_to_have_written_nothing(
+    bench: Bench, form: Form, released: bool
+) -> None:
+    orders = Orders(bench, form, options={"expires_after_seconds": KEPT_SECONDS})
+
+    def take() -> None:
+        with suppress(Suspended):
+            orders.rival(meanwhile=stay_at_work)()
+
+    bench.client.at(COMMIT, 1, live_out(orders, take))
+    second = read_timeout() if released else canceled("ConditionalCheckFailed", None, None)
+    bench.client.at(COMMIT, 2, refused(second))
+    with pytest.raises(IdempotencyLeaseLostError) as caught:
+        orders(LambdaContext(remaining_ms=30_000 if released else 600_000, clock=bench.clock))
+
+    assert orders.applied == 1
+    assert "Whether its transaction was written is not known" in str(caught.value)
+    assert caught.value.is_retryable
 
 
 def test_it_is_not_said_that_nothing_was_written_where_nobody_knows(bench: Bench, form: Form) -> None:
@@ -1128,7 +1186,8 @@ def test_an_unprotected_commit_without_an_answer_does_not_promise_a_stored_resul
     with pytest.warns(Warning), pytest.raises(IdempotencyPersistenceLayerError) as caught:
         orders()
 
-    assert not any("stored result" in note for note in caught.value.__notes__)
+    assert "stored result" not in str(caught.value)
+    assert not caught.value.is_retryable
 
 
 def test_an_unprotected_commit_inside_a_call_is_given_up_before_that_calls_deadline(bench: Bench, form: Form) -> None:

@@ -472,7 +472,7 @@ class Story:
             result = self.prepared(delivery, client)()
         except (Exception, Suspended) as raised:
             error = raised
-        told = repr(result) if error is None else " ".join([repr(error), *getattr(error, "__notes__", [])])
+        told = repr(result) if error is None else f"{type(error).__name__}: {error}"
         world.note(f"{delivery.name} gets {told}")
         with self._lock:
             self.outcomes["result" if error is None else type(error).__name__] += 1
@@ -816,9 +816,11 @@ BROKEN: Final = [CommitsByTheTokenAlone, CommitsWithoutARecord, CommitsSeparatel
 
 def _says_nothing_is_written(error: BaseException) -> bool:
     """Whether an attempt's caller may rely on it that its transaction was not, and will not be, written."""
-    if isinstance(error, (AsToldError, Suspended, IdempotencyLeaseLostError)):
+    if isinstance(error, (AsToldError, Suspended)):
         return True
-    return any(NOTHING_WRITTEN in note for note in getattr(error, "__notes__", []))
+    if isinstance(error, IdempotencyLeaseLostError):
+        return "Nothing of its transaction was written" in str(error)
+    return NOTHING_WRITTEN in str(error)
 
 
 def _record_key(request: Request) -> str:

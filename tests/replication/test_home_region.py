@@ -260,7 +260,7 @@ def test_a_function_that_gives_no_region_is_an_error_before_anything_runs_or_is_
 
     assert str(failed.value).startswith("Failed to save in progress record to idempotency store")
     assert text in str(failed.value)
-    assert failed.value.__notes__ == [f"Idempotency key: {KEY}. The function was not run; retry the call."]
+    assert f"Idempotency key: {KEY}. The function was not run; " in str(failed.value)
     assert runs == []
     assert [replica.requests for replica in table.replicas.values()] == [[], []]
 

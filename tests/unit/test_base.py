@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,20 @@ from doubles import START_MS, FakeClock
 from persistence.base import AsyncBasePersistenceLayer, BasePersistenceLayer, CallSettings
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
+    BaseError,
+    IdempotencyAlreadyInProgressError,
     IdempotencyInvalidStatusError,
     IdempotencyItemAlreadyExistsError,
     IdempotencyItemNotFoundError,
     IdempotencyKeyError,
     IdempotencyLeaseLostError,
     IdempotencyPersistenceConfigError,
+    IdempotencyPersistenceConnectionError,
+    IdempotencyPersistenceConsistencyError,
     IdempotencyPersistenceLayerError,
     IdempotencyResultNotKeptError,
     IdempotencyTransactionCanceledError,
+    IdempotencyUnreachableError,
     IdempotencyValidationError,
 )
 from persistence.memory import InMemoryPersistenceLayer
@@ -201,8 +207,10 @@ def test_a_result_that_cannot_be_loaded_now_is_a_failure_that_says_that_the_func
 
     with pytest.raises(IdempotencyPersistenceLayerError) as caught:
         use(kind(_load_result=trouble), "load", PACKED)
-    assert str(caught.value) == "Failed to load the stored result - (unreachable)"
-    assert caught.value.__notes__ == ["Idempotency key: fn#1. The function ran before and was not run again; retry the call."]
+    assert str(caught.value) == (
+        "Failed to load the stored result - (unreachable). Idempotency key: fn#1. "
+        "The function ran before and was not run again; retry the call."
+    )
     assert caught.value.__cause__ is trouble
 
 
@@ -321,17 +329,17 @@ def test_a_failed_commit_is_translated_once_with_its_cause_and_the_key(
     assert type(error) is IdempotencyPersistenceLayerError
     assert error.args == ("Failed to commit the transaction in the idempotency store", trouble)
     assert error.__cause__ is trouble
-    assert [note.startswith("Idempotency key: fn#tx. ") for note in error.__notes__] == [True]
+    assert "). Idempotency key: fn#tx. " in str(error)
+    assert (error.idempotency_key, error.function_ran) == ("fn#tx", True)
 
 
 @pytest.mark.parametrize("kind", COMMITTING_KINDS)
 def test_who_gets_a_failed_commit_is_told_that_the_record_knows_what_became_of_it(kind: Any) -> None:
     with pytest.raises(IdempotencyPersistenceLayerError) as raised:
         commit(kind(_commit_record=ConnectionError("reset")), DONE)
-    [note] = raised.value.__notes__
-    assert note == (
-        "Idempotency key: fn#tx. Retry the call: it returns the stored result if the transaction was written, "
-        "and runs the function again if not."
+    assert str(raised.value).endswith(
+        " - (reset). Idempotency key: fn#tx. The function ran. Retry the call: it returns the stored result if the transaction "
+        "was written, and runs the function again if not."
     )
 
 
@@ -339,19 +347,22 @@ def test_who_gets_a_failed_commit_is_told_that_the_record_knows_what_became_of_i
 def test_who_gets_a_failed_commit_without_a_record_is_told_that_nothing_knows_what_became_of_it(kind: Any) -> None:
     with pytest.raises(IdempotencyPersistenceLayerError) as raised:
         commit(kind(_commit_record=ConnectionError("reset")), None)
-    [note] = raised.value.__notes__
-    assert note == (
-        "Idempotency key: fn#tx. The call has no record: whether its transaction was written is not known, "
-        "and a retry would write it again."
+    assert str(raised.value).endswith(
+        " - (reset). Idempotency key: fn#tx. The function ran. The call has no record: whether its transaction was written is "
+        "not known; a retry would write it again."
     )
+    assert not raised.value.is_retryable
 
 
 @pytest.mark.parametrize("kind", COMMITTING_KINDS)
 def test_what_the_store_knows_of_a_failed_commit_is_said(kind: Any) -> None:
     store = kind(_commit_record=ConnectionError("reset"))
-    store._explain = lambda error: f"It was {error}."
+    store._diagnose = lambda error, key: (f"It was {error} of {key}.", True)
 
-    with pytest.raises(IdempotencyPersistenceLayerError, match=r" - \(reset It was reset\.\)\n"):
+    with pytest.raises(
+        IdempotencyPersistenceLayerError,
+        match=r" - \(reset\)\. It was reset of fn#tx\. Idempotency key: fn#tx\. The function ran",
+    ):
         commit(store, DONE)
 
 
@@ -366,8 +377,160 @@ def test_an_interruption_of_a_commit_is_no_failure_of_the_store(kind: Any, inter
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_store_that_has_no_transactions_cannot_commit_another_stores(kind: Any) -> None:
-    with pytest.raises(IdempotencyPersistenceLayerError, match=r"^Failed to commit .*Store has no transactions\)\n"):
+    with pytest.raises(
+        IdempotencyPersistenceLayerError,
+        match=r"^Failed to commit .*Store has no transactions\)\. Idem.* until this is corrected",
+    ):
         commit(kind(), DONE)
+
+
+# Orphans
+
+LEASE_END_MS = START_MS + 1_000
+
+
+def release_orphan(store: Any, owner_token: str = "b", **options: Any) -> Any:
+    answer = store.release_orphan("fn#1", owner_token=owner_token, **options)
+    return asyncio.run(answer) if isinstance(store, AsyncBasePersistenceLayer) else answer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("now_ms", "options"), [(LEASE_END_MS + 1, {}), (LEASE_END_MS, {"even_if_leased": True})])
+def test_an_orphan_in_a_store_of_four_hooks_is_read_and_then_deleted(kind: Any, now_ms: int, options: dict[str, bool]) -> None:
+    store = kind(_get_record=HELD)
+    store.clock_ms = FakeClock(now_ms)
+
+    release_orphan(store, **options)
+
+    assert store.calls == [("_get_record", (), {"idempotency_key": "fn#1"}), ("_delete_record", (), {"data_record": HELD})]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("found", "owner_token", "error"),
+    [
+        (HELD, "b", IdempotencyAlreadyInProgressError),
+        (HELD, "a", IdempotencyLeaseLostError),
+        (HELD, "", IdempotencyLeaseLostError),
+        (DONE, "a", IdempotencyInvalidStatusError),
+        (IdempotencyItemNotFoundError, "b", IdempotencyItemNotFoundError),
+    ],
+    ids=["leased", "another's", "not of Powertools", "completed", "nothing"],
+)
+def test_what_is_not_that_orphan_is_left_alone(kind: Any, found: Any, owner_token: str, error: type[BaseError]) -> None:
+    store = kind(_get_record=found)
+    store.clock_ms = FakeClock(LEASE_END_MS)
+
+    with pytest.raises(error) as raised:
+        release_orphan(store, owner_token)
+    assert type(raised.value) is error
+    assert raised.value.idempotency_key == "fn#1"
+    assert raised.value.__cause__ is None
+    assert [hook for hook, _, _ in store.calls] == ["_get_record"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_orphan_that_another_caller_deletes_first_is_not_there(kind: Any) -> None:
+    with pytest.raises(IdempotencyItemNotFoundError, match="There is no record of idempotency key fn#1: the key is free"):
+        release_orphan(kind(_get_record=HELD, _delete_record=False), even_if_leased=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("trouble", "advice"),
+    [
+        (ConnectionError("reset"), "The orphan is not known to be released; a retry of release_orphan is safe."),
+        (TypeError("no"), "The orphan was not released; a retry does not help until this is corrected."),
+    ],
+)
+@pytest.mark.parametrize("hook", ["_get_record", "_delete_record"])
+def test_a_release_of_an_orphan_that_fails_is_the_stores_failure(kind: Any, hook: str, trouble: Exception, advice: str) -> None:
+    store = kind(**{"_get_record": HELD, hook: trouble})
+
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        release_orphan(store, even_if_leased=True)
+    assert str(raised.value) == (f"Failed to delete record from idempotency store - ({trouble}). Idempotency key: fn#1. {advice}")
+    assert (raised.value.function_ran, raised.value.is_retryable) == (None, isinstance(trouble, ConnectionError))
+    assert raised.value.__cause__ is trouble
+
+
+@pytest.mark.parametrize(
+    ("lease_end_ms", "expiry_s", "until"),
+    [
+        (None, 1_800_000_000, "2027-01-15T08:00:00.000+00:00"),
+        (1_800_000_000_250, 1, "2027-01-15T08:00:00.250+00:00"),
+        (10**18, None, "1000000000000000.0 seconds of the epoch"),
+        (None, None, "never"),
+    ],
+)
+def test_the_end_of_a_lease_is_told_whatever_another_writer_has_stored(
+    lease_end_ms: int | None, expiry_s: int | None, until: str
+) -> None:
+    held = HELD.replace(in_progress_expiry_timestamp=lease_end_ms, expiry_timestamp=expiry_s)
+    store = SyncStore(_get_record=held)
+    store.clock_ms = FakeClock(0)
+
+    with pytest.raises(IdempotencyAlreadyInProgressError) as raised:
+        release_orphan(store)
+    assert f"lasts until {until}. The record was not changed." in str(raised.value)
+
+
+# What an answer of a hook says to its caller
+
+NAMED = "Idempotency key: fn#1."
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("verb", "answer", "says", "facts"),
+    [
+        (
+            "claim",
+            IdempotencyKeyError("m"),
+            f"m. {NAMED} The function was not run. A retry does not help.",
+            (False, False),
+        ),
+        (
+            "complete",
+            IdempotencyLeaseLostError("m"),
+            f"m. {NAMED} The function ran. A retry may help.",
+            (True, True),
+        ),
+        ("release", IdempotencyLeaseLostError(), f"{NAMED} A retry does not help.", (None, False)),
+        ("renew", IdempotencyLeaseLostError("m"), f"m. {NAMED} A retry does not help.", (None, False)),
+        ("complete", IdempotencyResultNotKeptError("of fn#1"), "of fn#1", (True, False)),
+        ("complete", IdempotencyLeaseLostError("m").about("k", "a"), "m. Idempotency key: k. a", (True, True)),
+    ],
+)
+def test_an_answer_of_a_hook_says_which_key_it_concerns_and_whether_the_function_ran(
+    kind: Any, verb: str, answer: BaseError, says: str, facts: tuple[bool | None, bool]
+) -> None:
+    with pytest.raises(type(answer)) as raised:
+        use(kind(**{HOOKS[verb]: copy.copy(answer)}), verb)
+    assert str(raised.value) == says
+    assert (raised.value.function_ran, raised.value.is_retryable) == facts
+
+
+@pytest.mark.parametrize(
+    ("trouble", "helps"),
+    [
+        (OSError("reset"), True),
+        (IdempotencyPersistenceConnectionError("down"), True),
+        (IdempotencyUnreachableError("refused").about(None, "a", is_retryable=False), False),
+        (IdempotencyPersistenceConfigError("no offload"), False),
+        (IdempotencyPersistenceConsistencyError("foreign"), False),
+        (NotImplementedError(), False),
+        (NameError("x"), False),
+        (AttributeError("x"), False),
+        (ImportError("x"), False),
+    ],
+    ids=repr,
+)
+def test_a_retry_is_advised_only_where_it_can_help(trouble: Exception, helps: bool) -> None:
+    with pytest.raises(IdempotencyPersistenceLayerError) as raised:
+        use(SyncStore(_put_record=trouble), "claim")
+    assert raised.value.is_retryable is helps
+    assert ("retry the call" in str(raised.value)) is helps
 
 
 # Answers
@@ -399,8 +562,11 @@ def test_a_fetch_of_no_record_returns_none(kind: Any, answer: object) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("verb", ["complete", "release", "renew"])
-def test_a_write_returns_nothing_whatever_its_hook_does(kind: Any, verb: str) -> None:
-    assert use(kind(_update_record={"Attributes": {}}, _delete_record={"Attributes": {}}), verb) is None
+def test_a_hooks_answer_is_not_a_writes(kind: Any, verb: str) -> None:
+    answer = use(kind(_update_record={"Attributes": {}}, _delete_record={"Attributes": {}}), verb)
+
+    if verb == "release":
+        assert answer is True
 
 
 # Refusals
@@ -488,7 +654,7 @@ def test_a_refusal_whose_record_cannot_be_read_is_a_failed_read(kind: Any) -> No
 
     with pytest.raises(IdempotencyPersistenceLayerError) as raised:
         use(store, "claim")
-    assert str(raised.value) == "Failed to get record from idempotency store - (reset)"
+    assert str(raised.value).startswith("Failed to get record from idempotency store - (reset). Idempotency key: fn#1. ")
     assert raised.value.__cause__ is trouble
 
 
@@ -501,7 +667,7 @@ def test_a_refusal_by_a_record_of_an_unknown_status_is_a_failed_claim(kind: Any,
         IdempotencyPersistenceLayerError, match="^Failed to save in progress record to idempotency store"
     ) as raised:
         use(store, "claim")
-    assert raised.value.details == status
+    assert raised.value.details == (status or "IdempotencyInvalidStatusError")
     assert isinstance(raised.value.args[1], IdempotencyInvalidStatusError)
 
 
@@ -533,21 +699,20 @@ def test_a_failed_hook_is_translated_once_with_its_cause_and_the_key(kind: Any, 
         use(store, verb)
     error = raised.value
     assert type(error) is IdempotencyPersistenceLayerError
-    assert str(error) == f"{message} - ({trouble})"
+    assert str(error) == f"{message} - ({trouble}). Idempotency key: fn#1. {advice}"
     assert error.args == (message, trouble)
     assert error.__cause__ is trouble
-    assert error.__notes__ == [f"Idempotency key: fn#1. {advice}"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("verb", ["claim", "complete", "release", "renew"])
-def test_the_note_names_the_key_and_not_the_partition_of_a_composite_table(kind: Any, verb: str) -> None:
+def test_the_error_names_the_key_and_not_the_partition_of_a_composite_table(kind: Any, verb: str) -> None:
     store = kind(**{HOOKS[verb]: ConnectionError("reset")})
     record = VERBS[verb][0].replace(idempotency_key="payments", sort_key="fn#1")
 
     with pytest.raises(IdempotencyPersistenceLayerError) as raised:
         use(store, verb, record)
-    assert raised.value.__notes__[0].startswith("Idempotency key: fn#1. ")
+    assert " - (reset). Idempotency key: fn#1. " in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -266,7 +266,11 @@ def test_an_unreachable_server_is_told_with_what_may_help() -> None:
     plain = CacheConnection(host="cache", ssl=False).unreachable(TimeoutError("too late"))
 
     assert isinstance(error, IdempotencyUnreachableError)
-    assert str(error) == "Could not connect to the cache at cache:6380. If it has no TLS, say ssl=False. - (too late)"
+    assert str(error) == (
+        "Could not connect to the cache at cache:6380. If it has no TLS, say ssl=False. - (too late). "
+        "No function was run; retry later."
+    )
+    assert error.is_retryable
     assert "leave ssl=False out" in str(plain)
     assert "rediss" in str(CacheConnection("redis://cache").unreachable(TimeoutError("too late")))
 

@@ -21,6 +21,7 @@ from persistence._cache_errors import (
     UnacknowledgedError,
     explanation,
     is_demoted,
+    is_lasting,
     is_not_now,
     is_passing,
     is_unanswered,
@@ -131,7 +132,7 @@ def test_it_is_seen_that_no_answer_came(package: Any, name: str, expected: tuple
     error = getattr(package.exceptions, name.format(package.__name__.capitalize()))("Error 111 connecting to cache:6379.")
 
     assert seen(error) == expected
-    assert explanation(error) == ""
+    assert bool(explanation(error)) is name.startswith("Auth")
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,42 @@ def test_an_error_of_glide_is_understood(name: str, text: str, expected: tuple[A
     assert seen(error) == expected
     assert explained in explanation(error)
     assert bool(explained) is bool(explanation(error))
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(
+    ("text", "lasting"),
+    [
+        ("NOAUTH Authentication required.", True),
+        ("WRONGPASS invalid username-password pair or user is disabled.", True),
+        ("NOPERM User default has no permissions to run the 'eval' command", True),
+        ("ERR unknown command 'EVALSHA'", True),
+        ("MOVED 866 127.0.0.1:6379", True),
+        ("ASK 866 127.0.0.1:6379", True),
+        ("READONLY You can't write against a read only replica.", False),
+        ("OOM command not allowed when used memory > 'maxmemory'.", False),
+        ("LOADING Valkey is loading the dataset in memory", False),
+        ("BUSY Valkey is busy running a script.", False),
+    ],
+)
+def test_a_retry_does_not_help_where_the_servers_settings_refuse(parser: Any, text: str, lasting: bool) -> None:
+    assert is_lasting(parser(65_536).parse_error(text)) is lasting
+
+
+@pytest.mark.parametrize(
+    ("error", "lasting"),
+    [
+        (redis.exceptions.TimeoutError("too late"), False),
+        (redis.exceptions.AuthorizationError("no"), True),
+        (CacheError("ResponseError: unknown command 'EVALSHA'"), True),
+        (CacheError("RedisClusterException"), False),
+        (UnacknowledgedError("0 of 1 replicas"), False),
+        (OSError("reset"), False),
+    ],
+    ids=repr,
+)
+def test_a_retry_may_help_where_no_answer_came(error: Exception, lasting: bool) -> None:
+    assert is_lasting(error) is lasting
 
 
 @pytest.mark.parametrize("word", ["MOVED", "ASK"])

@@ -356,7 +356,11 @@ def test_a_renewal_sends_the_ends() -> None:
 
 
 def test_a_release_sends_the_token() -> None:
-    assert TEXTS.release(OFFER) == (RELEASE, [*FIRST, "token"])
+    assert TEXTS.release(OFFER) == (RELEASE, [*FIRST, "token", ""])
+
+
+def test_a_release_of_an_orphan_sends_the_present() -> None:
+    assert TEXTS.release(OFFER, START_MS) == (RELEASE, [*FIRST, "token", str(START_MS)])
 
 
 # Answers

@@ -256,9 +256,11 @@ def test_a_definite_failure_is_told_with_its_cause_and_the_table_and_not_repeate
 
     with pytest.raises(IdempotencyPersistenceLayerError) as failed:
         apply_once(client, TableName="t", Key={"id": "SECRET"}, UpdateExpression="REMOVE q", change_id="SECRET")
-    assert str(failed.value) == f"Failed to apply a change to an item of t - ({denied})"
+    assert str(failed.value) == (
+        f"Failed to apply a change to an item of t - ({denied}). Repeat it with the same change_id: it is applied at most once."
+    )
     assert failed.value.__cause__ is denied
-    assert failed.value.__notes__ == ["Repeat it with the same change_id: it is applied at most once."]
+    assert not failed.value.is_retryable
     assert len(client.requests) == 1
 
 

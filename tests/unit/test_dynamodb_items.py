@@ -676,6 +676,22 @@ def test_a_release_without_a_token_leaves_every_record_alone_that_has_one() -> N
     assert request["ExpressionAttributeValues"] == {":inprogress": {"S": "INPROGRESS"}}
 
 
+@pytest.mark.parametrize(
+    ("record", "held"), [(OFFER, "#owner_token = :owner_token"), (FOREIGN, "attribute_not_exists(#owner_token)")]
+)
+def test_a_release_of_an_orphan_demands_that_its_lease_or_without_one_its_record_has_ended(record: DataRecord, held: str) -> None:
+    request = PLAIN.release(record, 1_800_000_000_999)
+
+    assert request["ConditionExpression"] == (
+        f"{held} AND #status = :inprogress AND ((attribute_exists(#in_progress_expiry) AND #in_progress_expiry < :now_in_millis) "
+        "OR (attribute_not_exists(#in_progress_expiry) AND #expiry < :now))"
+    )
+    names = {"#in_progress_expiry": "in_progress_expiration", "#expiry": "expiration"}
+    assert names.items() <= request["ExpressionAttributeNames"].items()
+    values = {":now_in_millis": {"N": "1800000000999"}, ":now": {"N": "1800000000"}}
+    assert values.items() <= request["ExpressionAttributeValues"].items()
+
+
 def test_a_record_read_from_a_composite_table_is_written_back_under_its_own_keys() -> None:
     record = DONE.replace(idempotency_key="payments", sort_key="fn#1")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import traceback
 from decimal import Decimal
 from typing import Any
 
@@ -106,7 +107,11 @@ def test_users_find_every_error_in_the_package_that_they_import() -> None:
         (("m", "d", "e"), "m", "de", "m - (de)"),
         (("m", ValueError("v")), "m", "v", "m - (v)"),
         (("m", ""), "m", "", "m"),
-        (("m", None), "m", "None", "m - (None)"),
+        (("m", None), "m", None, "m"),
+        (("m", None, "d"), "m", "d", "m - (d)"),
+        (("m", ValueError()), "m", "ValueError", "m - (ValueError)"),
+        (("m", ValueError(None)), "m", "ValueError", "m - (ValueError)"),
+        (("m", IdempotencyPersistenceLayerError("n", "d").about("k", "a")), "m", "n - (d)", "m - (n - (d))"),
         (("", "d"), "", "d", ""),
         ((ValueError("v"),), "v", None, "v"),
         ((None,), "None", None, "None"),
@@ -133,6 +138,73 @@ def test_every_error_survives_pickling(error: type[BaseError], args: tuple[Any, 
     assert (loaded.message, loaded.details, str(loaded)) == (raised.message, raised.details, str(raised))
     assert [repr(arg) for arg in loaded.args] == [repr(arg) for arg in args]
     assert loaded.__notes__ == ["Idempotency key: fn#1"]
+
+
+@pytest.mark.parametrize("error", EVERY_ERROR)
+def test_what_an_error_says_about_its_call_survives_pickling_and_copies(error: type[BaseError]) -> None:
+    raised = error("m", "d").about("fn#1", "Advice.", explanation="Explained.", function_ran=True, is_retryable=True)
+
+    for twin in (pickle.loads(pickle.dumps(raised)), copy.copy(raised), copy.deepcopy(raised)):
+        assert type(twin) is error
+        assert (twin.args, vars(twin)) == (raised.args, vars(raised))
+        assert str(twin) == str(raised) == "m - (d). Explained. Idempotency key: fn#1. Advice."
+
+
+class UnpicklableError(Exception):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def test_an_error_whose_cause_cannot_be_pickled_carries_its_text() -> None:
+    raised = IdempotencyPersistenceLayerError("failed", UnpicklableError("disk", "full")).about("fn#1", "Advice.")
+
+    loaded = pickle.loads(pickle.dumps(raised))
+
+    assert loaded.args == ("failed", "disk full")
+    assert (str(loaded), loaded.details, loaded.idempotency_key) == (str(raised), "disk full", "fn#1")
+
+
+@pytest.mark.parametrize("error", EVERY_ERROR)
+def test_an_error_of_which_nothing_is_known_says_nothing_more(error: type[BaseError]) -> None:
+    raised = error("m")
+
+    assert (str(raised), raised.idempotency_key, raised.advice, raised.explanation) == ("m", None, "", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "key", "advice", "text"),
+    [
+        (("m",), "k1", "Retry.", "m. Idempotency key: k1. Retry."),
+        (("m.",), "k1", "Retry.", "m. Idempotency key: k1. Retry."),
+        (("m?",), "k1", "Retry.", "m? Idempotency key: k1. Retry."),
+        (("m of k1",), "k1", "Retry.", "m of k1. Retry."),
+        (("m",), "k1", "Retry k1.", "m. Retry k1."),
+        (("m",), "k1", "", "m. Idempotency key: k1."),
+        (("m",), None, "Retry.", "m. Retry."),
+        (("m", "d"), "k1", "Retry.", "m - (d). Idempotency key: k1. Retry."),
+        ((), "k1", "Retry.", "Idempotency key: k1. Retry."),
+        (("m",), None, "", "m"),
+    ],
+)
+def test_the_advice_follows_the_text_and_the_key_is_named_once(
+    args: tuple[str, ...], key: str | None, advice: str, text: str
+) -> None:
+    assert str(BaseError(*args).about(key, advice)) == text
+
+
+def test_a_later_advice_replaces_the_earlier_one_and_keeps_the_explanation() -> None:
+    error = BaseError("m").about("k1", "First.", explanation="Why.", function_ran=False, is_retryable=True)
+
+    error.about("k1", "Second.")
+
+    assert str(error) == "m. Why. Idempotency key: k1. Second."
+    assert (error.function_ran, error.is_retryable) == (False, True)
+
+
+def test_an_error_is_printed_once_with_its_advice() -> None:
+    error = BaseError("m").about("k1", "Advice.")
+
+    assert "".join(traceback.format_exception(error)).count("Advice.") == 1
 
 
 def test_an_error_with_the_services_error_for_its_details_survives_pickling() -> None:

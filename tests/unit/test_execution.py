@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ from doubles import START_MS
 
 from idempotency import events
 from idempotency.execution import (
+    CLOCK_DIFFERENCE_MS,
     MAX_CLAIMS,
     NEVER_SECONDS,
     STORED,
@@ -46,6 +48,7 @@ from idempotency.execution import (
     judge,
     usual,
 )
+from idempotency.execution import GONE as NO_RECORD
 from persistence.datarecord import DataRecord
 from persistence.exceptions import (
     BaseError,
@@ -701,7 +704,8 @@ def test_a_result_that_was_not_kept_is_an_error_and_never_a_second_run() -> None
     outcome = play(execution(PLAN), (Claim(None), Refused(DONE.replace(result_kept=False), NOW_MS)))
 
     assert str(rejection(outcome, IdempotencyResultNotKeptError)) == (
-        "The function ran for idempotency key fn#1, but its result could not be stored; it will not be run again"
+        "The function ran for idempotency key fn#1, but its result could not be stored; it will not be run again. "
+        "A retry does not help: it gets this error until the record expires."
     )
 
 
@@ -712,10 +716,13 @@ def test_another_payload_is_refused_in_powertools_words() -> None:
         told(events.Refused(key="fn#1", at_ms=NOW_MS, reason="payload mismatch", holder="request-theirs")),
     )
 
-    assert str(rejection(outcome, IdempotencyValidationError)) == "Payload does not match stored record for this event key"
+    assert str(rejection(outcome, IdempotencyValidationError)) == (
+        "Payload does not match stored record for this event key. Idempotency key: fn#1. Held by request request-theirs. "
+        "The function was not run; a retry does not help: the key was used with another payload."
+    )
 
 
-def test_an_attempt_in_progress_refuses_in_powertools_words_and_a_note_says_who_holds_the_key() -> None:
+def test_an_attempt_in_progress_refuses_in_powertools_words_and_says_who_holds_the_key() -> None:
     outcome = play(
         execution(OBSERVED),
         (Claim(None), Refused(RUNNING, NOW_MS)),
@@ -723,8 +730,10 @@ def test_an_attempt_in_progress_refuses_in_powertools_words_and_a_note_says_who_
     )
 
     error = rejection(outcome, IdempotencyAlreadyInProgressError)
-    assert str(error) == "Execution already in progress with idempotency key: body.id=fn#1"
-    assert error.__notes__ == ["Held by request request-theirs"]
+    assert str(error) == (
+        "Execution already in progress with idempotency key: body.id=fn#1. Held by request request-theirs. "
+        "The function was not run; retry the call to get the result of the attempt in progress."
+    )
     assert error.record is RUNNING
 
 
@@ -734,8 +743,10 @@ def test_an_attempt_in_a_composite_table_is_named_with_its_sort_key() -> None:
     outcome = play(execution(PLAN), (Claim(None), Refused(existing, NOW_MS)))
 
     error = rejection(outcome, IdempotencyAlreadyInProgressError)
-    assert str(error) == "Execution already in progress with idempotency key: body.id=payments and sort key: fn#1"
-    assert not hasattr(error, "__notes__")
+    assert str(error) == (
+        "Execution already in progress with idempotency key: body.id=payments and sort key: fn#1. "
+        "The function was not run; retry the call to get the result of the attempt in progress."
+    )
 
 
 @pytest.mark.parametrize(
@@ -752,6 +763,9 @@ def test_an_orphan_that_nobody_may_take_over_is_refused_with_the_end_of_its_leas
     error = rejection(outcome, IdempotencyOrphanedError)
     assert f"its lease ended at {ended}; it is not run again by itself (orphan_takeover=False)" in str(error)
     assert "idempotency key fn#1" in str(error)
+    assert "It is not known whether the function ran; a retry does not help." in str(error)
+    assert str(error).endswith(f"store.release_orphan('fn#1', owner_token='{existing.owner_token}')")
+    assert ("Held by request request-theirs." in str(error)) is bool(existing.holder)
     assert error.record is existing
 
 
@@ -867,7 +881,10 @@ def test_a_store_that_contradicts_itself_is_not_asked_a_fourth_time() -> None:
 
     error = rejection(outcome, IdempotencyInconsistentStateError)
     assert MAX_CLAIMS == 3
-    assert str(error) == "The store refused idempotency key fn#1 3 times and showed it free each time: do the clocks agree?"
+    assert str(error) == (
+        "The store refused idempotency key fn#1 3 times and showed it free each time: do the clocks agree? "
+        "The function was not run; retry the call."
+    )
 
 
 def test_the_third_claim_may_still_be_granted() -> None:
@@ -1106,7 +1123,7 @@ def test_a_late_success_without_a_winners_result_to_give_is_an_error(plan: Plan,
     assert error.record is winner
     assert str(error) == (
         "The function ran, but its lease had ended and another attempt owns idempotency key fn#1. "
-        "Retry the call to get that attempt's result"
+        "Retry the call to get that attempt's result. Held by request request-theirs."
     )
 
 
@@ -1294,7 +1311,109 @@ def test_what_is_not_known_to_be_committed_is_withdrawn_and_its_error_is_the_cal
     )
 
     assert outcome == Rejected(error, error.__cause__)
-    assert error.__notes__ == [NOTHING_WRITTEN]
+    assert NOTHING_WRITTEN in str(error)
+    assert getattr(error, "nothing_written", True)
+
+
+@pytest.mark.parametrize("error", [canceled("ConditionalCheckFailed"), unanswered()], ids=["canceled", "unanswered"])
+def test_a_record_that_is_gone_proves_nothing_about_a_commit_without_an_answer(error: BaseError) -> None:
+    """The commit may have been applied, and its completed record deleted by the table's TTL."""
+    outcome = play(
+        execution(PLAN), GRANT, (Run(GRANTED), ENDED[1]), (COMMIT, Uncommitted(error, NOW_MS)), (Release(GRANTED), NO_RECORD)
+    )
+
+    assert outcome == Rejected(error, error.__cause__)
+    assert "nothing of the transaction was written" not in str(error)
+    assert "The function ran. Whether the transaction was written is not known" in str(error)
+    assert (error.idempotency_key, error.function_ran, error.is_retryable) == ("fn#1", True, False)
+    assert not getattr(error, "nothing_written", False)
+
+
+def test_a_record_that_is_gone_takes_nothing_from_an_answer_that_nothing_was_written() -> None:
+    error = canceled("ConditionalCheckFailed")
+    error.nothing_written = True
+
+    play(execution(PLAN), GRANT, (Run(GRANTED), ENDED[1]), (COMMIT, Uncommitted(error, NOW_MS)), (Release(GRANTED), NO_RECORD))
+
+    assert NOTHING_WRITTEN in str(error)
+
+
+#: The last and the first millisecond at which the completed record could have been deleted, or claimed, by a machine whose clock
+#: is ahead.
+REMEMBERED_MS = COMPLETED.expiry_timestamp * 1000 - CLOCK_DIFFERENCE_MS - 1
+
+
+@pytest.mark.parametrize(("now_ms", "is_proof"), [(REMEMBERED_MS, True), (REMEMBERED_MS + 1, False)])
+def test_a_release_proves_nothing_once_a_completed_record_could_have_expired(now_ms: int, is_proof: bool) -> None:
+    error = unanswered()
+
+    play(execution(PLAN), GRANT, (Run(GRANTED), ENDED[1]), (COMMIT, Uncommitted(error, now_ms)), (Release(GRANTED), STORED))
+
+    assert (NOTHING_WRITTEN in str(error)) is is_proof
+    assert ("Whether the transaction was written is not known" in str(error)) is not is_proof
+
+
+@pytest.mark.parametrize("withdrawn", [False, True], ids=["at the commit", "at the release"])
+@pytest.mark.parametrize(("now_ms", "is_proof"), [(REMEMBERED_MS, True), (REMEMBERED_MS + 1, False)])
+def test_another_attempts_record_proves_nothing_once_ours_could_have_expired_before(
+    withdrawn: bool, now_ms: int, is_proof: bool
+) -> None:
+    taken = RUNNING.replace(in_progress_expiry_timestamp=now_ms + 1_000, expiry_timestamp=now_ms // 1000 + 60)
+    fenced = Fenced(taken, now_ms)
+    ways = {False: [(COMMIT, fenced)], True: [(COMMIT, Uncommitted(unanswered(), NOW_MS)), (Release(GRANTED), fenced)]}
+
+    outcome = play(execution(PLAN), GRANT, (Run(GRANTED), ENDED[1]), *ways[withdrawn])
+
+    error = rejection(outcome, IdempotencyLeaseLostError)
+    assert ("Nothing of its transaction was written" in str(error)) is is_proof
+    assert ("Whether its transaction was written is not known" in str(error)) is not is_proof
+    assert error.is_retryable
+
+
+def test_another_regions_record_proves_nothing_about_ours_which_it_may_have_replaced() -> None:
+    granted = GRANTED.replace(region="eu-west-1")
+    winner = RUNNING.replace(region="us-east-1")
+    commit = Commit(PLAN.completed(granted, '"value"', NOW_MS + 500), WRITES)
+
+    outcome = play(
+        execution(PLAN),
+        (Claim(None), Granted(granted, NOW_MS)),
+        (Run(granted), ENDED[1]),
+        (commit, Fenced(winner, NOW_MS + 600)),
+    )
+
+    assert "Whether its transaction was written is not known" in str(rejection(outcome, IdempotencyLeaseLostError))
+
+
+def test_an_answer_that_nothing_was_written_holds_whatever_the_record_says() -> None:
+    error = canceled("ConditionalCheckFailed")
+    error.nothing_written = True
+    fenced = Fenced(RUNNING, REMEMBERED_MS + 1)
+
+    outcome = play(
+        execution(PLAN.replace(takes_over_orphans=False)),
+        GRANT,
+        (Run(GRANTED), ENDED[1]),
+        (COMMIT, Uncommitted(error, NOW_MS)),
+        (Release(GRANTED), fenced),
+    )
+
+    assert "Nothing of its transaction was written" in str(rejection(outcome, IdempotencyLeaseLostError))
+
+
+def test_a_failed_withdrawal_of_a_canceled_transaction_says_that_nothing_was_written() -> None:
+    error = canceled("ConditionalCheckFailed")
+    error.nothing_written = True
+
+    play(
+        execution(PLAN),
+        GRANT,
+        (Run(GRANTED), ENDED[1]),
+        (COMMIT, Uncommitted(error, NOW_MS)),
+        (Release(GRANTED), Unanswered(OSError("timeout"), NOW_MS)),
+    )
+
+    assert "could not be released: timeout. Nothing of the transaction was written. A retry is refused until" in str(error)
 
 
 def test_an_unobserved_withdrawal_asks_for_nothing_but_the_release() -> None:
@@ -1318,7 +1437,11 @@ def test_a_withdrawal_that_is_not_answered_leaves_it_to_the_lease_and_says_so() 
     )
 
     assert outcome == Rejected(error, None)
-    assert error.__notes__ == ["Besides, the claim of idempotency key fn#1 could not be released: timeout"]
+    assert str(error) == (
+        "Failed to commit the transaction - (timeout). The function ran. Besides, the claim of idempotency key fn#1 could not be "
+        "released: timeout. Whether the transaction was written is not known. If it was, a retry returns the stored result; if "
+        "not, it is refused until the lease ends, and then runs the function again."
+    )
 
 
 @pytest.mark.parametrize("error", [unanswered(), canceled("ConditionalCheckFailed")], ids=["unanswered", "canceled"])
@@ -1396,15 +1519,29 @@ LOST = "its lease had ended and another attempt owns idempotency key fn#1"
 
 
 @pytest.mark.parametrize(
-    ("existing", "winner", "loss", "retry"),
+    ("existing", "winner", "says"),
     [
-        (RUNNING, "request-theirs", LOST, "Retry the call to get that attempt's result"),
-        (None, "", "it no longer holds idempotency key fn#1", "Retry the call"),
+        (
+            RUNNING,
+            "request-theirs",
+            (
+                f"The function ran, but {LOST}. Nothing of its transaction was written. Retry the call to get that attempt's "
+                "result. Held by request request-theirs."
+            ),
+        ),
+        (
+            None,
+            "",
+            (
+                "The function ran, but it no longer holds idempotency key fn#1. Whether its transaction was written is not "
+                "known. A retry runs the function again, and may write it a second time"
+            ),
+        ),
     ],
     ids=["running", "gone"],
 )
-def test_a_commit_that_comes_too_late_for_a_result_says_that_nothing_was_written(
-    existing: DataRecord | None, winner: str, loss: str, retry: str
+def test_a_commit_that_comes_too_late_for_a_result_says_what_the_record_proves(
+    existing: DataRecord | None, winner: str, says: str
 ) -> None:
     outcome = play(
         execution(OBSERVED),
@@ -1417,7 +1554,8 @@ def test_a_commit_that_comes_too_late_for_a_result_says_that_nothing_was_written
     )
 
     error = rejection(outcome, IdempotencyLeaseLostError)
-    assert str(error) == f"The function ran, but {loss}. Nothing of its transaction was written. {retry}"
+    assert str(error) == says
+    assert error.is_retryable is (existing is not None)
     assert error.record is existing
 
 
@@ -1445,7 +1583,10 @@ def test_a_result_that_cannot_be_serialized_cancels_the_transaction_and_frees_th
     )
 
     raised = rejection(outcome, IdempotencyTransactionCanceledError)
-    assert str(raised) == ("The result of idempotency key fn#1 cannot be stored, so its transaction was not sent - (TypeError)")
+    assert str(raised) == (
+        "The result of idempotency key fn#1 cannot be stored, so its transaction was not sent - (TypeError). The function ran. "
+        f"{NOTHING_WRITTEN} A retry runs it again, and does not help before a correction."
+    )
     assert outcome == Rejected(raised, error)
 
 
@@ -1565,7 +1706,8 @@ def test_a_result_that_cannot_be_serialized_completes_the_record_without_it(erro
     )
 
     assert str(rejection(outcome, IdempotencyResultNotKeptError)) == (
-        f"The function ran for idempotency key fn#1, but its result could not be stored; it will not be run again{text}"
+        f"The function ran for idempotency key fn#1, but its result could not be stored; it will not be run again{text}. "
+        "A retry does not help: it gets this error until the record expires."
     )
     assert isinstance(outcome, Rejected)
     assert outcome.cause is error
@@ -1715,6 +1857,39 @@ def test_a_failed_release_never_replaces_the_functions_own_error_but_is_noted_on
     assert outcome == Failed(error)
     besides = "Besides, the claim of idempotency key fn#1 could not be released: "
     assert error.__notes__ == [besides + "Failed to delete record from idempotency store - (reset)"]
+
+
+def test_an_error_that_takes_no_note_goes_to_the_caller_without_one() -> None:
+    @dataclass(frozen=True)
+    class DeclinedError(Exception):
+        code: int
+
+    declined = DeclinedError(51)
+
+    outcome = play(
+        execution(PLAN),
+        GRANT,
+        (Run(GRANTED), Raised(declined, NOW_MS)),
+        (Release(GRANTED), Unanswered(OSError("timeout"), NOW_MS)),
+    )
+
+    assert outcome == Failed(declined)
+    assert not hasattr(declined, "__notes__")
+
+
+def test_a_record_that_is_gone_at_the_release_is_a_free_key() -> None:
+    error = ValueError("x")
+
+    outcome = play(
+        execution(OBSERVED),
+        (Claim(None), Granted(GRANTED, NOW_MS)),
+        told(events.Claimed(key="fn#1", at_ms=NOW_MS, generation=3)),
+        (Run(GRANTED), Raised(error, NOW_MS + 500)),
+        (Release(GRANTED), NO_RECORD),
+        told(events.Released(key="fn#1", at_ms=NOW_MS + 500, generation=3)),
+    )
+
+    assert outcome == Failed(error)
 
 
 def test_an_unobserved_failure_asks_for_nothing_but_the_release() -> None:
