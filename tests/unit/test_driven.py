@@ -135,6 +135,9 @@ def test_the_pauses_of_an_upload_hold_no_worker(clock: FakeClock) -> None:
                 throttled()
             return name
 
+        def get(self, location: str, max_bytes: int) -> bytes:
+            raise AssertionError(location)
+
         get = None
 
     offload: Any = Busy()

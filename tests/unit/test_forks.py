@@ -35,7 +35,8 @@ def test_a_child_makes_its_own_clients_and_keeps_the_given_ones(kind: str) -> No
 import os, sys
 from idempotency import DynamoDBPersistenceLayer, S3ResultOffload
 
-given = type("Client", (), dict.fromkeys(("put_item", "get_item", "update_item", "delete_item")))()
+operations = ("put_item", "get_item", "update_item", "delete_item", "put_object", "get_object")
+given = type("Client", (), dict.fromkeys(operations, lambda self: None))()
 options = dict(client={kind!r}, replication="eventual", home_region=["eu-west-1", "eu-central-1"])
 stores = [DynamoDBPersistenceLayer("t", client={kind!r}), DynamoDBPersistenceLayer("t", **options)]
 kept = [

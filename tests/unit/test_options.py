@@ -14,7 +14,7 @@ from aws_lambda_powertools.utilities.idempotency import DynamoDBPersistenceLayer
 from aws_lambda_powertools.utilities.idempotency.persistence.cache import CachePersistenceLayer as TheirCache
 from botocore.config import Config
 from doubles import Shelf
-from persistence._steps import run
+from persistence._procedures import run
 
 from idempotency import (
     AsyncCachePersistenceLayer,
@@ -262,7 +262,7 @@ def test_a_signals_call_within_the_first_one_uses_a_client_of_its_own(monkeypatc
 
 
 def test_a_port_without_connection_has_none_to_drop() -> None:
-    assert run(UnconnectedPort(MagicMock()).reconnect()) is None
+    assert run(UnconnectedPort(MagicMock()).reconnect(), MagicMock()) is None
 
 
 def test_a_store_that_is_made_imports_no_asyncio_client(monkeypatch: pytest.MonkeyPatch) -> None:
