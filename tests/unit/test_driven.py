@@ -138,8 +138,6 @@ def test_the_pauses_of_an_upload_hold_no_worker(clock: FakeClock) -> None:
         def get(self, location: str, max_bytes: int) -> bytes:
             raise AssertionError(location)
 
-        get = None
-
     offload: Any = Busy()
     store = DynamoDBPersistenceLayer("table", boto3_client=Client(), result_offload=offload)
     store.clock_ms = clock
