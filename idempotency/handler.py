@@ -9,7 +9,7 @@ from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from idempotency._environment import Variable
-from idempotency._json import result_json
+from idempotency._json import ResultEncoder, result_json
 from idempotency.attempt import Attempt
 from idempotency.config import IdempotencyConfig
 from idempotency.drivers import Call, adrive, drive
@@ -32,6 +32,7 @@ from persistence.exceptions import (
     IdempotencyKeyError,
     IdempotencyPersistenceConfigError,
     IdempotencyPersistenceLayerError,
+    IdempotencyResultNotKeptError,
 )
 from persistence.scope import CallScope, innermost_scope
 
@@ -172,7 +173,10 @@ class IdempotencyHandler:
     ) -> None:
         self._function_name = function_name
         self._is_async = is_async
-        self._serializer = output_serializer
+        self._serializer = None if _changes_nothing(output_serializer) else output_serializer
+        self._results = ResultEncoder()
+        self._serialize = self._results.text if self._serializer is None else self._serialized
+        self._is_hook_checked = False
         self._key_prefix = key_prefix
         #: The default prefix, and the Lambda function's name that is in it.
         self._named: tuple[object, str] = (None, f"test-func.{function_name}")
@@ -340,7 +344,7 @@ class IdempotencyHandler:
             plan = plan.replace(fresh_until_ms=fresh_until_ms, takes_over_late=bound.takes_over_late)
         own_context = invocation.context if invocation.is_own else None
         scope = CallScope(bound.settings(prefix), plan.deadline_ms, own_context)
-        return Call(plan, invoke, result_json if self._serializer is None else self._serialized, config.observers, scope)
+        return Call(plan, invoke, self._serialize, config.observers, scope)
 
     def _serialized(self, value: Any) -> str:
         assert self._serializer is not None
@@ -353,6 +357,8 @@ class IdempotencyHandler:
             if bound.cache is not None and record is not None and (cached is None or cached.existing is not record):
                 bound.cache.put(key, record)
             if isinstance(outcome, Executed):
+                if self._results.change:
+                    self._warn_of_change()  # here: the record is complete, and a warning may be an error
                 return outcome
             return outcome.with_value(self._replayed_value(bound, outcome.record))
         if isinstance(outcome, Failed):
@@ -362,9 +368,46 @@ class IdempotencyHandler:
     def _replayed_value(self, bound: BoundConfig, record: DataRecord) -> Any:
         value = record.response_json_as_dict()
         if self._serializer is not None and value is not None:
-            value = self._serializer.from_dict(value)
+            try:
+                value = self._serializer.from_dict(value)
+            except IdempotencyResultNotKeptError as error:
+                raise _unreadable(record.key, error) from error.__cause__
         hook = bound.config.response_hook
-        return value if hook is None else hook(value, record)
+        if hook is None:
+            return value
+        answer = hook(value, record)
+        if answer is None and value is not None and not self._is_hook_checked:
+            self._warn_of_hook()
+        return answer
+
+    def _warn_of_change(self) -> None:
+        change, self._results.change = self._results.change, None
+        warnings.warn(
+            f"JSON changes the result of {self._function_name}, which contains a {change}: replays return what JSON makes of it. "
+            "Use an output_serializer, or return only dicts with text keys, lists, text, numbers, booleans and None",
+            stacklevel=5,
+        )
+
+    def _warn_of_hook(self) -> None:
+        self._is_hook_checked = True
+        warnings.warn(
+            f"The response_hook of {self._function_name} returned None, so this replay returns None. A hook must return the"
+            " response, changed or not",
+            stacklevel=6,
+        )
+
+
+def _changes_nothing(serializer: BaseIdempotencySerializer | None) -> bool:
+    no_op = sys.modules.get("idempotency.serialization.no_op")
+    return no_op is not None and type(serializer) is no_op.NoOpSerializer
+
+
+def _unreadable(key: str, error: IdempotencyResultNotKeptError) -> IdempotencyResultNotKeptError:
+    return IdempotencyResultNotKeptError(
+        f"The function ran for idempotency key {key}, but its stored result cannot be read; it will not be run again before the"
+        " record expires. Make the type accept what was stored, or find out what the function did and delete the record",
+        error,
+    ).about(key, "A retry does not help until then.")
 
 
 def _new_cache(config: IdempotencyConfig) -> LocalCache:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 class IdempotentHookFunction(Protocol):
     """Called with each replayed response, after the output serializer; what it returns, the caller gets.
 
+    A hook that only looks at the response must return it: without `return`, each replay is None, and the first one is warned of.
     Not called when the function runs.  What it raises reaches the caller.
     """
 

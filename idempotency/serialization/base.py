@@ -11,11 +11,18 @@ class BaseIdempotencySerializer(ABC):
 
     @abstractmethod
     def to_dict(self, data: Any) -> Any:
-        """The result as JSON data.  If this raises, the result is not kept: the function has run already."""
+        """The result as JSON data.  If this raises, the result is not kept: the function has run already.
+
+        A replay's `from_dict` gets what JSON makes of the data: lists for tuples, text for keys that are not text.  Data of None
+        is replayed as None.
+        """
 
     @abstractmethod
     def from_dict(self, data: Any) -> Any:
-        """The result that a replay returns.  What this raises reaches the caller of the replay."""
+        """The result that a replay returns.  What this raises reaches the caller of the replay.
+
+        An `IdempotencyResultNotKeptError` reaches the caller with the idempotency key in it.
+        """
 
 
 class BaseIdempotencyModelSerializer(BaseIdempotencySerializer):

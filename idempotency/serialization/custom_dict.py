@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class CustomDictSerializer(BaseIdempotencySerializer):
-    """Calls *to_dict* to store a result, and *from_dict* to replay it."""
+    """Calls *to_dict* to store a result, and *from_dict* to replay it.
+
+    Whether a replay is equal to the first result is up to these two: *from_dict* gets what JSON makes of *to_dict*'s data.
+    """
 
     def __init__(self, to_dict: Callable[[Any], Any], from_dict: Callable[[Any], Any]) -> None:
         check_callable("to_dict", to_dict)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from inspect import unwrap
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from persistence.exceptions import IdempotencyModelTypeError
+
+T = TypeVar("T")
 
 
 def return_type(function: Any) -> Any:
@@ -67,3 +69,12 @@ def get_actual_type(model_type: Any) -> Any:
             "Invalid type: expected a single type, optionally wrapped in Optional or Union with None."
         )
     return types[0]
+
+
+def all_subclasses(kind: type[T]) -> list[type[T]]:
+    """The class's subclasses and theirs.  Of a class that was defined anew under its name, the latest."""
+    found: dict[tuple[str, str], type[T]] = {}
+    for subclass in type.__subclasses__(kind):
+        for each in (subclass, *all_subclasses(subclass)):
+            found[each.__module__, each.__qualname__] = each
+    return list(found.values())

@@ -8,7 +8,7 @@ from idempotency.serialization.base import BaseIdempotencySerializer
 
 
 class NoOpSerializer(BaseIdempotencySerializer):
-    """Results are JSON data already, or are encoded as Powertools does: a replay returns the JSON round trip."""
+    """As no serializer at all: a replay returns what JSON makes of the result; the first result that changes is warned of."""
 
     def to_dict(self, data: Any) -> Any:
         return data

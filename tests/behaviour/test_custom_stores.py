@@ -161,7 +161,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("answer", [None, {"ResponseMetadata": {}}, True, "OK"], ids=repr)
 def test_a_store_of_four_hooks_works_whatever_its_put_returns(kind: str, clock: FakeClock, answer: Any) -> None:
-    caller, work = Caller(kind, clock, answer=answer), Work(result={"items": (1,)})
+    caller, work = Caller(kind, clock, answer=answer), Work(result={"items": [1]})
     call = caller.decorate(work)
 
     assert call(ORDER) is work.result

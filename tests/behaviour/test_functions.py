@@ -175,13 +175,13 @@ class Shop:
 
     @staticmethod
     @idempotent_function(data_keyword_argument="order", persistence_store=store)
-    def quote(order: int) -> tuple[int]:
-        return (order,)
+    def quote(order: int) -> list[int]:
+        return [order]
 
     @classmethod
     @idempotent_function(data_keyword_argument="order", persistence_store=store)
-    def named(cls, order: int) -> tuple[str, int]:
-        return cls.__name__, order
+    def named(cls, order: int) -> list[str | int]:
+        return [cls.__name__, order]
 
 
 @pytest.fixture
@@ -212,9 +212,9 @@ def test_an_async_method_finds_its_payload_after_self(shop: Shop) -> None:
 
 
 def test_static_and_class_methods_are_decorated_below_their_own_decorator(shop: Shop) -> None:
-    assert shop.quote(7) == (7,)
+    assert shop.quote(7) == [7]
     assert Shop.quote(order=7) == [7]
-    assert Shop.named(7) == ("Shop", 7)
+    assert Shop.named(7) == ["Shop", 7]
     assert shop.named(order=7) == ["Shop", 7]
 
 

@@ -37,7 +37,7 @@ def made(request: pytest.FixtureRequest, clock: FakeClock) -> Made:
 
 
 def test_a_retry_gets_the_stored_result_and_the_function_runs_once(form: Form, made: Made) -> None:
-    work = Work(result={"items": (1, 2), "none": None})
+    work = Work(result={"items": [1, 2], "none": None})
     call = form.decorate(work, made.store, IdempotencyConfig("id"))
 
     assert call(ORDER) is work.result

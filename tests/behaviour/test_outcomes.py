@@ -27,7 +27,7 @@ ORDER = {"id": 7}
 
 
 def test_the_outcome_of_a_run_and_of_its_replay(form: Form, store: CountingStore) -> None:
-    work = Work(result={"items": (1,)})
+    work = Work(result={"items": [1]})
     call = form.decorate(work, store)
 
     ran = call.outcome(ORDER, LambdaContext(aws_request_id="request-1"))
@@ -71,12 +71,12 @@ class Shop:
     store = InMemoryPersistenceLayer()
 
     @idempotent_function(data_keyword_argument="order", persistence_store=store)
-    def charge(self, order: int) -> tuple[int]:
-        return (order,)
+    def charge(self, order: int) -> list[int]:
+        return [order]
 
     @idempotent_function(data_keyword_argument="order", persistence_store=store)
-    async def acharge(self, order: int) -> tuple[int]:
-        return (order,)
+    async def acharge(self, order: int) -> list[int]:
+        return [order]
 
 
 def test_the_outcome_of_a_method_is_asked_through_its_class() -> None:
@@ -84,7 +84,7 @@ def test_the_outcome_of_a_method_is_asked_through_its_class() -> None:
 
     ran, replayed = Shop.charge.with_outcome(shop, 7), Shop.charge.with_outcome(shop, order=7)
 
-    assert (type(ran), ran.value) == (Executed, (7,))
+    assert (type(ran), ran.value) == (Executed, [7])
     assert (type(replayed), replayed.value) == (Replayed, [7])
 
 
@@ -94,7 +94,7 @@ def test_the_outcome_of_an_async_method_is_asked_through_its_class() -> None:
 
     ran, replayed = asyncio.run(story())
 
-    assert (type(ran), ran.value) == (Executed, (7,))
+    assert (type(ran), ran.value) == (Executed, [7])
     assert (type(replayed), replayed.value) == (Replayed, [7])
 
 

@@ -47,6 +47,26 @@ def test_a_hook_is_called_for_a_result_of_none(form: Form, store: CountingStore)
     assert call(ORDER) == ["none", None]
 
 
+def test_a_hook_that_returns_none_is_warned_of_once(form: Form, store: CountingStore) -> None:
+    seen: list[Any] = []
+    call = form.decorate(Work(result=1), store, IdempotencyConfig(response_hook=lambda response, record: seen.append(response)))
+    call(ORDER)
+
+    with pytest.warns(UserWarning, match="^The response_hook of .* returned None, so this replay returns None") as warned:
+        assert call(ORDER) is None
+    assert call(ORDER) is None
+
+    assert len(warned) == 1
+    assert seen == [1, 1]
+
+
+def test_a_hook_may_return_none_for_a_result_of_none(form: Form, store: CountingStore) -> None:
+    call = form.decorate(Work(), store, IdempotencyConfig(response_hook=lambda response, record: response))
+    call(ORDER)
+
+    assert call(ORDER) is None
+
+
 def test_what_a_hook_raises_reaches_the_caller_and_spares_the_record(form: Form, store: CountingStore) -> None:
     def stale(response: Any, idempotent_data: DataRecord) -> Any:
         raise LookupError("stale")
@@ -74,7 +94,7 @@ def test_what_a_hook_does_to_a_response_does_not_reach_the_next_replay(form: For
 
 
 def test_a_result_in_the_local_cache_is_replayed_without_asking_the_store(form: Form, store: CountingStore) -> None:
-    work = Work(result={"items": (1,)})
+    work = Work(result={"items": [1]})
     call = form.decorate(work, store, IdempotencyConfig(use_local_cache=True))
     call(ORDER)
     store.asked.clear()

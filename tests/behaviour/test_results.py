@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import uuid
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from decimal import Decimal
+from enum import IntEnum, StrEnum
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import pytest
-from behaviour.kit import CountingStore, Form, Work
-from pydantic import BaseModel
+from behaviour.kit import CountingStore, Form, Work, key_of
+from pydantic import BaseModel, RootModel, SecretStr
 
 from idempotency import (
     BaseIdempotencySerializer,
@@ -44,11 +47,20 @@ class Receipt:
     best: Line | None = None
 
 
+class Level(IntEnum):
+    HIGH = 3
+
+
+class Word(StrEnum):
+    YES = "yes"
+
+
 class Invoice(BaseModel):
     id: int
     due: dt.date
 
 
+@pytest.mark.filterwarnings("ignore:JSON changes the result of")
 @pytest.mark.parametrize(
     ("result", "replayed"),
     [
@@ -72,6 +84,142 @@ def test_a_replay_is_the_json_round_trip_of_the_result(form: Form, store: Counti
 
     assert call({"id": 1}) == replayed
     assert len(work.runs) == 1
+
+
+CHANGED = "JSON changes the result of .*, which contains a {}: replays return what JSON makes of it"
+
+
+@pytest.mark.parametrize(
+    ("result", "what"),
+    [
+        ((1, 2), "tuple"),
+        ([[{"a": ()}]], "tuple"),
+        ({"a": {1: "b"}}, "dict with keys of type int"),
+        ([{None: 1}], "dict with keys of type NoneType"),
+        ({"price": Decimal("0.1")}, "Decimal"),
+        ([Receipt(7)], "Receipt"),
+        (Invoice(id=7, due=dt.date(2026, 11, 21)), "Invoice"),
+    ],
+    ids=["tuple", "tuple inside", "int key", "None key", "Decimal", "dataclass", "model"],
+)
+def test_the_first_result_that_json_changes_is_warned_of_once(form: Form, store: CountingStore, result: Any, what: str) -> None:
+    call = form.decorate(Work(result=result), store)
+
+    with pytest.warns(UserWarning, match=CHANGED.format(what)) as warned:
+        call({"id": 1})
+    for number in range(20):
+        call({"id": number})
+
+    assert len(warned) == 1
+    assert "tea" not in str(warned[0].message)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        [{"a": 1, "b": [None, True, 1.5]}],
+        Level.HIGH,
+        {Word.YES: Word.YES},
+        OrderedDict(a=[1]),
+        float("nan"),
+    ],
+    ids=["JSON", "IntEnum", "StrEnum", "OrderedDict", "NaN"],
+)
+def test_a_result_that_replays_equal_is_not_warned_of(store: CountingStore, result: Any) -> None:
+    work = Work(result=result)
+    call = make_idempotent(work, persistence_store=store)
+    call(1)
+    call(1)
+
+    assert len(work.runs) == 1
+
+
+def test_a_warning_that_is_an_error_comes_after_the_result_was_stored(form: Form, store: CountingStore) -> None:
+    work = Work(result=(1,))
+    call = form.decorate(work, store)
+
+    with pytest.raises(UserWarning, match="^JSON changes the result of"):
+        call({"id": 1})
+
+    assert call({"id": 1}) == [1]
+    assert len(work.runs) == 1
+
+
+@pytest.mark.parametrize(("plain", "noticed"), [(0, 1), (1, 2), (7, 8), (8, 16), (16, 32), (32, 64), (64, 128)])
+def test_tuples_and_keys_are_looked_for_in_the_first_results_and_then_each_time_their_number_has_doubled(
+    store: CountingStore, plain: int, noticed: int
+) -> None:
+    work = Work(result=[1])
+    call = make_idempotent(work, persistence_store=store)
+    for number in range(plain):
+        call(number)
+
+    work.result = (1,)
+    for number in range(plain, noticed - 1):
+        call(number)
+    with pytest.warns(UserWarning, match=CHANGED.format("tuple")):
+        call(noticed - 1)
+    for number in range(noticed, 130):
+        call(number)
+
+
+def test_what_json_does_not_have_is_noticed_in_every_result(store: CountingStore) -> None:
+    work = Work(result=[1])
+    call = make_idempotent(work, persistence_store=store)
+    for number in range(9):
+        call(number)
+
+    work.result = Decimal(1)
+    with pytest.warns(UserWarning, match=CHANGED.format("Decimal")):
+        call(9)
+
+
+class Keyed(BaseModel):
+    by_key: dict[int | str, str]
+
+
+class Listed(RootModel[list[Keyed]]):
+    pass
+
+
+class Flat(RootModel[dict[int | str, str]]):
+    pass
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {1: "a", "1": "b"},
+        [{"x": [{1: "a", "1": "b"}]}],
+        {True: "a", "true": "b"},
+        {None: "a", "null": "b"},
+        {1.5: "a", "1.5": "b"},
+        {float("nan"): "a", float("nan"): "b"},
+        {"a": Line("a", {1: "a", "1": "b"})},  # type: ignore[arg-type]
+        Keyed(by_key={1: "a", "1": "b"}),
+        Listed([Keyed(by_key={1: "a", "1": "b"})]),
+        Flat({1: "a", "1": "b"}),
+    ],
+    ids=["int", "inside", "True", "None", "float", "NaN", "dataclass", "model", "models", "root"],
+)
+@pytest.mark.parametrize("serializer", [None, CustomDictSerializer(lambda result: result, lambda data: data)])
+def test_a_result_of_which_json_would_lose_a_part_is_not_kept(store: CountingStore, result: Any, serializer: Any) -> None:
+    work = Work(result=result)
+    call = make_idempotent(work, persistence_store=store, output_serializer=serializer)
+
+    with pytest.raises(IdempotencyResultNotKeptError, match="Two keys of a dict are the same text in JSON"):
+        call(1)
+    with pytest.raises(IdempotencyResultNotKeptError):
+        call(1)
+
+    assert len(work.runs) == 1
+
+
+@pytest.mark.parametrize("text", ["NaN", "N", '"NaN"'])
+def test_a_text_that_looks_like_such_a_key_is_kept(store: CountingStore, text: str) -> None:
+    call = make_idempotent(Work(result={text: text}), persistence_store=store)
+
+    assert [call(1), call(1)] == [{text: text}] * 2
 
 
 @pytest.mark.parametrize(
@@ -207,10 +355,12 @@ def test_a_serializer_of_two_functions_translates_both_ways(store: CountingStore
     assert [safe(7), safe(7)] == [dt.date(2026, 11, 21)] * 2
 
 
-def test_the_serializer_that_does_nothing_gives_the_round_trip(store: CountingStore) -> None:
+def test_the_serializer_that_does_nothing_gives_the_round_trip_and_the_warning(store: CountingStore) -> None:
     safe = make_idempotent(lambda order: (order,), persistence_store=store, output_serializer=NoOpSerializer())
 
-    assert [safe(7), safe(7)] == [(7,), [7]]
+    with pytest.warns(UserWarning, match=CHANGED.format("tuple")):
+        assert safe(7) == (7,)
+    assert safe(7) == [7]
 
 
 def test_a_serializer_written_for_one_purpose_is_an_instance_of_the_base_class(store: CountingStore) -> None:
@@ -250,6 +400,70 @@ def test_a_serializer_that_fails_on_the_replay_tells_the_caller_and_spares_the_r
         safe(7)
 
     assert store._records == before
+
+
+def test_a_serializer_of_ones_own_gets_what_json_makes_of_its_data(store: CountingStore) -> None:
+    got: list[Any] = []
+    safe = make_idempotent(
+        Work(result="x"), persistence_store=store, output_serializer=CustomDictSerializer(lambda data: {1: (data,)}, got.append)
+    )
+    safe(7)
+    safe(7)
+
+    assert got == [{"1": ["x"]}]
+
+
+class Grown(BaseModel):
+    id: int
+    colour: str
+    due: dt.date
+
+
+@dataclass
+class GrownReceipt:
+    id: int
+    colour: str
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (PydanticSerializer(Invoice), PydanticSerializer(Grown), "cannot be read as Grown: colour: missing"),
+        (
+            DataclassSerializer(Receipt),
+            DataclassSerializer(GrownReceipt),
+            "cannot be read as GrownReceipt: .* needs the field colour",
+        ),
+    ],
+    ids=["pydantic", "dataclass"],
+)
+def test_a_record_that_its_type_no_longer_accepts_is_an_error_that_names_the_key_and_no_value(
+    store: CountingStore, before: Any, after: Any, reason: str
+) -> None:
+    work = Work(result=invoice(7) if isinstance(before, PydanticSerializer) else receipt(7))
+    make_idempotent(work, persistence_store=store, output_serializer=before, key_prefix="p")(7)
+    call = make_idempotent(work, persistence_store=store, output_serializer=after, key_prefix="p")
+
+    with pytest.raises(IdempotencyResultNotKeptError, match=f"ran for idempotency key {key_of(7)}, but .*{reason}") as raised:
+        call(7)
+
+    assert "tea" not in str(raised.value)
+    assert "2026" not in "".join(format_exception(raised.value))
+    assert work.runs == [7]
+
+
+def test_a_secret_is_not_stored_in_clear(store: CountingStore) -> None:
+    class Login(BaseModel):
+        token: SecretStr
+
+    call = make_idempotent(
+        Work(result=Login(token=SecretStr("hidden"))), persistence_store=store, output_serializer=PydanticSerializer(Login)
+    )
+
+    with pytest.raises(IdempotencyResultNotKeptError, match="would come back with other values in: token") as raised:
+        call(7)
+
+    assert "hidden" not in "".join(format_exception(raised.value)) + repr(store._records)
 
 
 def unannotated(order):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201 - that is the point

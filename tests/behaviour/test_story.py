@@ -49,13 +49,13 @@ def held_by_another(store: CountingStore, clock: FakeClock, *, lease_ms: int = 5
 
 
 def test_the_first_call_returns_the_very_object_of_the_function(form: Form, store: CountingStore) -> None:
-    work = Work(result={"items": (1, 2)})
+    work = Work(result={"items": [1, 2]})
 
     assert form.decorate(work, store)(ORDER) is work.result
 
 
 def test_a_retry_gets_the_stored_result_and_the_function_runs_once(form: Form, store: CountingStore) -> None:
-    work = Work(result={"items": (1, 2), 3: None})
+    work = Work(result={"items": [1, 2], "3": None})
     call = form.decorate(work, store)
     call(ORDER)
 

@@ -14,7 +14,6 @@ from aws_lambda_powertools.utilities.idempotency import DynamoDBPersistenceLayer
 from aws_lambda_powertools.utilities.idempotency.persistence.cache import CachePersistenceLayer as TheirCache
 from botocore.config import Config
 from doubles import Shelf
-from persistence._procedures import run
 
 from idempotency import (
     AsyncCachePersistenceLayer,
@@ -30,6 +29,7 @@ from idempotency import (
 )
 from persistence import _cache_clients
 from persistence._cache_clients import CacheConnection, UnconnectedPort
+from persistence._procedures import run
 
 SESSION = boto3.session.Session(region_name="eu-central-1", aws_access_key_id="a", aws_secret_access_key="b")
 TABLE_CLIENT = SESSION.client("dynamodb")
