@@ -8,6 +8,7 @@ import warnings
 from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
+from idempotency._callables import has_async_code
 from idempotency._environment import Variable
 from idempotency._json import ResultEncoder, result_json
 from idempotency.attempt import Attempt
@@ -51,6 +52,8 @@ LAMBDA_FUNCTION: Final = Variable("AWS_LAMBDA_FUNCTION_NAME")
 
 #: What the caller of a function should know if its payload gives no key.
 NO_KEY: Final = "The function was not run; a retry with the same payload does not help."
+#: What a store must have, and nobody awaits in a sync one.
+_HOOKS: Final = ("_put_record", "_get_record", "_update_record", "_delete_record")
 
 #: Left of a deadline when waiting for another attempt ends, for the error to reach the caller.
 WAIT_RESERVE_MS: Final = 100
@@ -79,7 +82,10 @@ class Invocation:
     def remaining_ms(self) -> int | None:
         """Milliseconds until the invocation is stopped, None if unknown.  0 is an answer, and no absence."""
         assert self.context is not None  # whoever has none does not ask
-        remaining_ms = int(self.context.get_remaining_time_in_millis())
+        answer: object = self.context.get_remaining_time_in_millis()
+        if not isinstance(answer, (int, float)):
+            return None  # of a mock that was not told what to answer
+        remaining_ms = int(answer)
         # A context without time left that was registered earlier belongs to an invocation that is over.
         return None if remaining_ms <= 0 and not self.is_own else remaining_ms
 
@@ -99,7 +105,7 @@ class BoundConfig:
 
     def __init__(self, config: IdempotencyConfig, store: object, *, is_async: bool) -> None:
         if not isinstance(config, IdempotencyConfig):
-            raise TypeError(f"config must be an IdempotencyConfig, not {type(config).__name__}")
+            raise TypeError(f"config must be an IdempotencyConfig, not {_kind(config)}")
         self.config = config
         self.store = _checked_store(store, is_async=is_async)
         if not config.orphan_takeover and not self.store.supports_leases:
@@ -112,6 +118,7 @@ class BoundConfig:
             jmespath_options=config.jmespath_options,
             hash_function=config.hash_function,
             require_all_key_fields=config.require_all_key_fields,
+            finds_gaps=config.raise_on_no_idempotency_key,
         )
         self.issue_time = _issue_time(config) if config.issued_at_jmespath else None
         #: Of the store that was given, because a wrapped one has the same hooks.
@@ -178,6 +185,7 @@ class IdempotencyHandler:
         self._serialize = self._results.text if self._serializer is None else self._serialized
         self._is_hook_checked = False
         self._key_prefix = key_prefix
+        self._has_warned_of_gap = False
         #: The default prefix, and the Lambda function's name that is in it.
         self._named: tuple[object, str] = (None, f"test-func.{function_name}")
         bound = BoundConfig(config if config is not None else IdempotencyConfig(), persistence_store, is_async=is_async)
@@ -293,7 +301,7 @@ class IdempotencyHandler:
     def _call(self, bound: BoundConfig, payload: Any, invoke: Callable[[], Any], invocation: Invocation) -> Call | None:
         """The call, planned; None if it has no key and runs unprotected."""
         prefix = self._key_prefix or self._default_prefix()
-        digest, payload_hash = _digests(bound, payload)
+        digest, payload_hash, gap = _digests(bound, payload)
         config, store = bound.config, bound.store
         if digest is None:
             if config.raise_on_no_idempotency_key:
@@ -304,6 +312,8 @@ class IdempotencyHandler:
                 stacklevel=4,
             )
             return None
+        if gap is not None and not self._has_warned_of_gap:
+            self._warn_of_gap(gap)
         deadline_ms = None
         if invocation.context is not None:
             now_ms = store.clock_ms()  # first: whatever comes between the two makes the deadline early, and never late
@@ -345,6 +355,14 @@ class IdempotencyHandler:
         own_context = invocation.context if invocation.is_own else None
         scope = CallScope(bound.settings(prefix), plan.deadline_ms, own_context)
         return Call(plan, invoke, self._serialize, config.observers, scope)
+
+    def _warn_of_gap(self, gap: str) -> None:
+        self._has_warned_of_gap = True  # first: a warning may be an error
+        warnings.warn(
+            f"A payload of {self._function_name} lacks {gap!r}, a part of its idempotency key. Payloads that differ only there"
+            " share one key, and one result. IdempotencyConfig(require_all_key_fields=True) refuses them",
+            stacklevel=5,
+        )
 
     def _serialized(self, value: Any) -> str:
         assert self._serializer is not None
@@ -428,9 +446,10 @@ def _checked_store(store: object, *, is_async: bool) -> Store:
             raise TypeError(f"{type(store).__name__} is an async store: it serves `async def` functions only")
         return store
     if not isinstance(store, BasePersistenceLayer):
-        raise TypeError(
-            f"persistence_store must be one of this library's stores (see BasePersistenceLayer), not {type(store).__name__}"
-        )
+        raise TypeError(f"persistence_store must be one of this library's stores (see BasePersistenceLayer), not {_kind(store)}")
+    for name in _HOOKS:
+        if has_async_code(getattr(type(store), name)):
+            raise TypeError(f"{type(store).__name__}.{name} is async: derive the store from AsyncBasePersistenceLayer")
     if not is_async:
         return store
     from persistence.threaded import ThreadedPersistenceLayer  # here: sync functions do not need asyncio
@@ -438,7 +457,15 @@ def _checked_store(store: object, *, is_async: bool) -> Store:
     return ThreadedPersistenceLayer(store)
 
 
-def _digests(bound: BoundConfig, payload: Any) -> tuple[str | None, str]:
+def _kind(value: object) -> str:
+    """What was passed, for an error."""
+    if isinstance(value, type):
+        return f"a class: pass an object, such as {value.__name__}(...)"
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _digests(bound: BoundConfig, payload: Any) -> tuple[str | None, str, str | None]:
     try:
         return bound.extractor.digests(payload)
     except IdempotencyKeyError as error:
