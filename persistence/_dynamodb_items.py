@@ -111,6 +111,12 @@ class ItemFormat:
         return frozenset(name for _, name in self._named())
 
     @property
+    def primary_key(self) -> str:
+        """The primary key that the table must have, by the options that name it."""
+        sort_key = "no sort key" if self.sort_key_attr is None else f"sort_key_attr={self.sort_key_attr!r}, a string"
+        return f"key_attr={self.key_attr!r}, a string, and {sort_key}"
+
+    @property
     def hot_partition(self) -> str:
         """What it means that one partition key value gets more requests than a partition serves.
 
@@ -138,6 +144,7 @@ class ItemFormat:
         """
         known = self._known
         fields: dict[str, Any] = {}
+        name = ""
         try:
             for name, value in item.items():
                 if name not in known:
@@ -147,10 +154,10 @@ class ItemFormat:
                     fields[field] = value[kind] if kind == "S" else int(value[kind])
                 except (KeyError, ValueError):
                     fields.update(self._unusual(name, value))
-            for needed in self._needed:
-                _ = item[needed]["S"]
-        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"The item is no idempotency record: {type(error).__name__} at {error}") from None
+            for name in self._needed:
+                _ = item[name]["S"]
+        except (ArithmeticError, KeyError, TypeError, ValueError):  # their texts may show a value
+            raise ValueError(f"The item is no idempotency record: it has no {name!r} of type {known[name][1]}") from None
         if self.result_not_kept_attr in item:
             fields["result_kept"] = False
         return DataRecord.of(fields)
