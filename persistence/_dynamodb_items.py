@@ -159,6 +159,7 @@ class ItemFormat:
         """
         known = self._known
         fields: dict[str, Any] = {}
+        name = ""
         try:
             for name, value in item.items():
                 if name not in known:
@@ -168,10 +169,10 @@ class ItemFormat:
                     fields[field] = value[kind] if kind == "S" else int(value[kind])
                 except (KeyError, ValueError):
                     fields.update(self._unusual(name, value))
-            for needed in self._needed:
-                _ = item[needed]["S"]
-        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-            raise ForeignItemError(f"The item is no idempotency record: {type(error).__name__} at {error}") from None
+            for name in self._needed:
+                _ = item[name]["S"]
+        except (ArithmeticError, KeyError, TypeError, ValueError):  # their texts may show a value
+            raise ForeignItemError(f"The item is no idempotency record: it has no {name!r} of type {known[name][1]}") from None
         if self.result_not_kept_attr in item:
             fields["result_kept"] = False
         return DataRecord.of(fields)

@@ -244,6 +244,11 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             offload=result_offload,
         )
         self.read_first = read_first
+        # A table without a sort key takes our puts, too, and all its records are one item then: the first attempt at any key
+        # would be granted, run its function, and fail to complete the record.  It refuses a read by both attributes.
+        self._has_sort_key = sort_key_attr is not None
+        #: The name of the table that a read has shown to have our primary key.
+        self._checked_table: str | None = None
         self._home_of = router(replication, home_region)
         self._replication = replication
         if self._home_of is not None and table_name.startswith("arn:"):
@@ -369,7 +374,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         now_ms = self.clock_ms()
         if self._tells_region:
             offer = offer.replace(region=(yield Work(self._region_for, (offer.key,))))
-        if self.read_first and offer.supersedes is None:
+        if offer.supersedes is None and (self.read_first or (self._has_sort_key and self._checked_table != self.table_name)):
             existing = yield from self._reading_first(offer, now_ms)
             if existing is not None:
                 return Refusal(existing)
@@ -382,7 +387,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             item = answer.response.get("Item")  # type: ignore[attr-defined]  # of a refusal
             if not item:
                 return Refusal(None)
-            existing = self._items.record(item)
+            existing = self._found(offer.key, item)
             is_free = is_claimable(
                 existing, now_ms, takes_over_orphans=offer.takes_over_orphans, fresh_until_ms=offer.fresh_until_ms
             )
@@ -403,14 +408,21 @@ class DynamoDBPersistenceLayer(DrivenLayer):
     def _reading_first(self, offer: DataRecord, now_ms: int) -> Procedure[DataRecord | None]:
         """What a read, however old, shows, if it is a result that is still to be replayed: nothing replaces it until then.
 
-        Anything else, a failure included, is for the conditional write to decide.
+        Anything else, most failures included, is for the conditional write to decide.
+
+        Raises:
+            IdempotencyPersistenceConfigError: the table has no such primary key.
         """
         request = self._items.get(offer.key, is_consistent=False)
         try:
             once = Retries(self.clock_ms, None)
             item = (yield from once.answer(self._send, offer.key, "get_item", request)).get("Item")
+            self._checked_table = self.table_name
             existing = self._items.record(item) if item else None
-        except Exception as error:  # noqa: BLE001 - the read only spares a write
+        except Exception as error:
+            # The service has no code of its own for a key that does not fit.
+            if self._has_sort_key and error_code(error) == "ValidationException":
+                raise self._misconfigured(f"refuses a read by the primary key {self._items.primary_key}", error) from error
             import logging  # here: a cold start is the quicker without
 
             name = type(error).__name__
@@ -419,13 +431,38 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         is_of_use = existing is not None and is_completed(existing) and not is_claimable(existing, now_ms)
         return existing if is_of_use else None
 
+    def _found(self, key: str, item: dict[str, Any]) -> DataRecord:
+        """The record in an item that a request about the key has brought along.
+
+        Raises:
+            IdempotencyPersistenceConfigError: it is no record, or the record of another key.
+        """
+        try:
+            record = self._items.record(item)
+        except ValueError as error:
+            raise self._misconfigured(f"has an item under idempotency key {key} that this store cannot read", error) from error
+        sort_key = record.sort_key
+        if sort_key is None:
+            if record.idempotency_key == key:
+                return record
+        elif sort_key == key and record.idempotency_key == self._items.static_pk_value:
+            return record
+        raise self._misconfigured(
+            f"answers a request about idempotency key {key} with the record of another key, so it does not have the primary key "
+            f"{self._items.primary_key}"
+        )
+
+    def _misconfigured(self, what: str, error: Exception | None = None) -> IdempotencyPersistenceConfigError:
+        message = f"The table {self.table_name} {what}; correct the store's attribute names, or give it another table"
+        return IdempotencyPersistenceConfigError(message, *([] if error is None else [error]))
+
     def _reading(self, idempotency_key: str) -> Procedure[DataRecord]:
         retries = Retries(self.clock_ms, FETCH_RETRY_MS, call_deadline_ms())
         request = self._items.get(idempotency_key)
         item = (yield from retries.answer(self._send, idempotency_key, "get_item", request)).get("Item")
         if not item:
             raise IdempotencyItemNotFoundError
-        return self._items.record(item)
+        return self._found(idempotency_key, item)
 
     def _updating(self, data_record: DataRecord) -> Procedure[None]:
         if is_in_progress(data_record):
@@ -453,7 +490,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         """Write a completed record whose claim has vanished, by the table's TTL or by hand, whole again."""
         try:
             answer = yield from retries.outcome(self._send, record.key, "put_item", self._items.restore(record))
-            existing = self._refusing_record(answer) if isinstance(answer, Exception) else None
+            existing = self._refusing_record(record.key, answer) if isinstance(answer, Exception) else None
             if existing is not None and is_in_progress(existing):
                 # Perhaps a late copy of our own claim has arrived meanwhile; any other fences the completion off.
                 answer = yield from retries.outcome(self._send, record.key, "update_item", self._items.complete(record))
@@ -466,7 +503,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
 
     def _settling(self, error: Exception, record: DataRecord, retries: Retries) -> Procedure[bool]:
         """Whether the record is completed in spite of the error; raises what the error means if that is not itself."""
-        existing = self._refusing_record(error)
+        existing = self._refusing_record(record.key, error)
         if existing is None and retries.outcome_unknown and not isinstance(error, TooLateError):
             existing = yield from self._reading_once(record)
         if existing is not None and is_held_by(existing, record.owner_token) and is_completed(existing):
@@ -485,13 +522,13 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         try:
             request = self._items.get(record.key)
             item = (yield from retries.answer(self._send, record.key, "get_item", request)).get("Item")
-            return self._items.record(item) if item else None
+            return self._found(record.key, item) if item else None
         except Exception:  # noqa: BLE001 - the completion's own error is the one to report
             return None
 
-    def _refusing_record(self, error: Exception) -> DataRecord | None:
+    def _refusing_record(self, key: str, error: Exception) -> DataRecord | None:
         item = refusing_item(error)
-        return self._items.record(item) if item else None
+        return self._found(key, item) if item else None
 
     def _renewing(self, record: DataRecord) -> Procedure[None]:
         # One request: a renewal that fails is made again at the next beat, well before the lease ends.
@@ -499,7 +536,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         answer = yield from once.outcome(self._send, record.key, "update_item", self._items.renew(record))
         if not isinstance(answer, Exception):
             return
-        existing = self._refusing_record(answer)
+        existing = self._refusing_record(record.key, answer)
         if existing is not None and may_release(existing, record.owner_token):
             return  # its lease lasts longer already, by a later renewal
         raise _fenced(record, existing) from answer
@@ -512,7 +549,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             return True
         if refusing_item(answer) == {}:
             return False  # deleted by an earlier try whose answer was lost, or by the table's TTL
-        raise _fenced(data_record, self._refusing_record(answer)) from answer
+        raise _fenced(data_record, self._refusing_record(data_record.key, answer)) from answer
 
     def _begin_transaction(self, idempotency_key: str) -> Transaction:
         if self._replication == "strong":
@@ -556,7 +593,7 @@ class DynamoDBPersistenceLayer(DrivenLayer):
             own = [] if record is None else found[:1]
             if record is not None and own[0].get("Code") == "ConditionalCheckFailed":
                 item = own[0].get("Item")
-                raise _fenced(record, self._items.record(item) if item else None) from error
+                raise _fenced(record, self._found(record.key, item) if item else None) from error
             reasons = transaction.reasons(found[len(own) :])
             blamed = [f"{reason.action} on {reason.table_name}: {reason.code}" for reason in reasons if reason.code]
             blamed += [f"its record: {reason['Code']}" for reason in own if reason.get("Code") != BLAMELESS]

@@ -115,6 +115,7 @@ def dynamodb(clock: FakeClock, endpoint: str, client_kind: str = "boto3", **opti
     store = DynamoDBPersistenceLayer(table, boto3_client=CLIENTS[client_kind](endpoint), **options)
     store.clock_ms = clock
     store.sleep_ms = clock.sleep_ms
+    store._checked_table = table  # so that the first claim of a test is one request, as all later ones are
 
     def peek(key: str) -> dict[str, Any] | None:
         primary = {key_attr: {"S": key}}

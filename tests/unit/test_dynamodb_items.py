@@ -170,35 +170,32 @@ def test_a_number_of_any_writer_reads_as_whole(stored: str, expected: int) -> No
 @pytest.mark.parametrize(
     ("change", "culprit"),
     [
-        ({"id": None}, "id"),
-        ({"id": {"N": "1"}}, "'S'"),
-        ({"status": None}, "status"),
-        ({"status": {"BOOL": True}}, "'S'"),
-        ({"expiration": {"S": "1800003600"}}, "'N'"),
-        ({"expiration": {"N": "soon"}}, "InvalidOperation"),
-        ({"expiration": {"N": "Infinity"}}, "OverflowError"),
-        ({"expiration": {"N": "NaN"}}, "ValueError"),
-        ({"in_progress_expiration": {"BOOL": True}}, "'N'"),
-        ({"generation": {"S": "1"}}, "'N'"),
-        ({"owner_token": {"N": "1"}}, "'S'"),
+        ({"id": None}, "'id' of type S"),
+        ({"id": {"N": "1"}}, "'id' of type S"),
+        ({"status": None}, "'status' of type S"),
+        ({"status": {"BOOL": True}}, "'status' of type S"),
+        ({"expiration": {"S": "1800003600"}}, "'expiration' of type N"),
+        ({"expiration": {"N": "soon"}}, "'expiration' of type N"),
+        ({"expiration": {"N": "Infinity"}}, "'expiration' of type N"),
+        ({"expiration": {"N": "NaN"}}, "'expiration' of type N"),
+        ({"in_progress_expiration": {"BOOL": True}}, "'in_progress_expiration' of type N"),
+        ({"generation": {"S": "1"}}, "'generation' of type N"),
+        ({"owner_token": {"N": "1"}}, "'owner_token' of type S"),
     ],
 )
-def test_an_item_that_is_no_record_is_refused_by_the_name_of_its_fault(change: dict[str, Any], culprit: str) -> None:
+def test_an_item_that_is_no_record_is_refused_by_the_attribute_that_does_not_fit(change: dict[str, Any], culprit: str) -> None:
     item = {"id": {"S": "fn#1"}, "status": {"S": "COMPLETED"}, "expiration": {"N": "1800003600"}, **change}
     item = {name: value for name, value in item.items() if value is not None}
 
-    with pytest.raises(ValueError, match=f"^The item is no idempotency record: .*{culprit}"):
+    with pytest.raises(ValueError, match=f"^The item is no idempotency record: it has no {culprit}$"):
         PLAIN.record(item)
 
 
-@pytest.mark.parametrize(
-    ("data", "culprit"),
-    [({"M": {"secret": {"S": "x"}}}, "location"), ({"N": "0"}, "S"), ({"SS": ["secret"]}, "S"), ({"BOOL": False}, "S")],
-)
-def test_a_result_of_another_kind_is_refused_and_never_replayed_as_none(data: dict[str, Any], culprit: str) -> None:
+@pytest.mark.parametrize("data", [{"M": {"secret": {"S": "x"}}}, {"N": "0"}, {"SS": ["secret"]}, {"BOOL": False}])
+def test_a_result_of_another_kind_is_refused_and_never_replayed_as_none(data: dict[str, Any]) -> None:
     item = {"id": {"S": "fn#1"}, "status": {"S": "COMPLETED"}, "data": data}
 
-    with pytest.raises(ValueError, match=f"^The item is no idempotency record: KeyError at '{culprit}'$"):
+    with pytest.raises(ValueError, match="^The item is no idempotency record: it has no 'data' of type S$"):
         PLAIN.record(item)
 
 
@@ -375,7 +372,7 @@ def test_the_names_of_all_attributes_are_known() -> None:
 
 
 def test_an_item_of_a_composite_table_needs_its_sort_key() -> None:
-    with pytest.raises(ValueError, match="KeyError at 'range'"):
+    with pytest.raises(ValueError, match="it has no 'range' of type S"):
         COMPOSITE.record({"key": {"S": "payments"}, "state": {"S": "COMPLETED"}})
 
 
