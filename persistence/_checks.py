@@ -5,6 +5,7 @@ No text shows the value of an option that may be a secret.
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from typing import Any, Final
 
@@ -116,6 +117,8 @@ def check_sdk(boto3_session: Any, boto_config: Any) -> None:
 
 def is_awaited_function(value: Any) -> bool:
     """Whether the value is an `async def`, or an object that is called like one."""
+    while isinstance(value, partial):
+        value = value.func
     for function in (value, getattr(type(value), "__call__", None)):  # noqa: B004 - its code is wanted
         flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
         if isinstance(flags, int) and flags & CO_COROUTINE:

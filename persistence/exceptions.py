@@ -194,6 +194,9 @@ class IdempotencyPersistenceConfigError(BaseError):
 
     function_ran: bool | None = False
 
+    #: Whether our own claim may be what is stored: what is misconfigured has not written it.
+    outcome_is_unknown = False
+
 
 class IdempotencyPersistenceConnectionError(BaseError):
     """The store could not be reached at its first use, or refused the credentials."""

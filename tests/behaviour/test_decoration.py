@@ -114,17 +114,12 @@ async def async_hook(*arguments: Any) -> Any: ...
 
 
 @pytest.mark.parametrize("hook", [async_hook, AsyncHook(), AsyncHook().__call__, partial(async_hook, 1)])
-@pytest.mark.parametrize(
-    ("option", "sentence"),
-    [("response_hook", "response_hook must be a sync function"), ("observers", "observers must be sync functions")],
-)
-def test_an_async_function_is_refused_where_nobody_awaits_it(
-    form: Form, store: CountingStore, hook: Any, option: str, sentence: str
-) -> None:
-    config = IdempotencyConfig(**{option: hook if option == "response_hook" else [print, hook]})  # type: ignore[arg-type]
+@pytest.mark.parametrize("option", ["response_hook", "observers"])
+def test_an_async_function_is_refused_where_nobody_awaits_it(hook: Any, option: str) -> None:
+    options: dict[str, Any] = {option: hook if option == "response_hook" else [print, hook]}
 
-    with pytest.raises(TypeError, match=f"^{sentence}: pass a `def`, not an `async def`$"):
-        form.decorate(Work(), store, config)
+    with pytest.raises(TypeError, match="must be a plain function: it is not awaited, and an async one would not run$"):
+        IdempotencyConfig(**options)
 
 
 @pytest.mark.parametrize("decorator", ["idempotent", "idempotent_function", "make_idempotent"])
