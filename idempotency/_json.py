@@ -7,7 +7,6 @@ shared with it: default separators, ASCII escapes, NaN allowed.
 from __future__ import annotations
 
 import json.encoder
-import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,43 +17,25 @@ def _plain(value: Any) -> Any:
     """A Decimal, model or dataclass as plain data.
 
     Raises:
-        TypeError: the value is none of these.
+        TypeError: the value is something else.
     """
-    # By shape and not by type: neither decimal nor pydantic is imported for users who have neither.
-    if hasattr(value, "is_nan") and hasattr(value, "as_tuple"):
-        return math.nan if value.is_nan() else str(value)
-    if callable(getattr(value, "model_dump", None)) and not isinstance(value, type):
-        return value.model_dump(mode="json")
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        from dataclasses import asdict  # here: whoever made a dataclass has imported it already
+    from idempotency._objects import NotSerializableError, plain  # here: most payloads and results are JSON already
 
-        return asdict(value)
-    if callable(getattr(value, "json", None)) and callable(getattr(value, "dict", None)) and not isinstance(value, type):
-        return value.dict()  # a model of pydantic 1
-    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    try:
+        return plain(value)
+    except NotSerializableError as error:
+        raise TypeError(str(error)) from None  # a result's error shows the name of its class
 
 
 def _plain_in_key(value: Any) -> Any:
-    """As `_plain`, and the further types that a key may hold: enums, dates and times, UUIDs, paths.
+    """As `_plain`, and what else a key may hold.
 
     Raises:
-        TypeError: the value is none of these.
+        NotSerializableError: the value is something else.
     """
-    try:
-        return _plain(value)
-    except TypeError:
-        import datetime as dt  # here: JSON payloads never come this far
-        from enum import Enum
-        from pathlib import PurePath
-        from uuid import UUID
+    from idempotency._objects import plain_in_key  # here: most payloads are JSON already
 
-        if isinstance(value, Enum):
-            return value.value
-        if isinstance(value, (dt.date, dt.time)):
-            return value.isoformat()
-        if isinstance(value, (UUID, PurePath)):
-            return str(value)
-        raise
+    return plain_in_key(value)
 
 
 def encoder(default: Callable[[Any], Any], make: Callable[..., Any] | None, *, sort_keys: bool = True) -> Callable[[Any], str]:
@@ -82,6 +63,8 @@ _make = getattr(json.encoder, "c_make_encoder", None)
 
 #: The canonical text of a key or of a validated payload.
 canonical_json = encoder(_plain_in_key, _make)
+#: The same without an order, which not all keys of a dict have: whether data has a JSON form at all.
+key_text = encoder(_plain_in_key, _make, sort_keys=False)
 
 _sorted_result = encoder(_plain, _make)
 _unsorted_result = encoder(_plain, _make, sort_keys=False)

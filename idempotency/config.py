@@ -51,9 +51,11 @@ class IdempotencyConfig:
             deadline, before it raises `IdempotencyAlreadyInProgressError`.
         orphan_takeover: Whether a call runs the function again when an earlier attempt's lease ended without a result.  If not,
             such a call raises `IdempotencyOrphanedError`, and so does every further one.
-        require_all_key_fields: Whether a key that is missing, or a multi-select like `[user, order]` that is missing in part,
-            is an `IdempotencyKeyError`.  If not, one that is missing in part is a key, as in Powertools: requests that differ
-            only in the missing part collide.
+        require_all_key_fields: Whether a key that is missing altogether or in part is an `IdempotencyKeyError`.  A part is
+            missing if a member of a multi-select like `[user, order]` is null, wherever in the expression it stands, if
+            `to_string()` or `to_array()` is given null, or if `map()` finds null.  A condition, an alternative that `||` or
+            `not_null()` does not take, and an element that a projection drops do not count.  If not, a key that is missing in
+            part is a key, as in Powertools: requests that differ only in the missing part collide.  See docs/keys.md.
         observers: Called with each lifecycle event; see `idempotency.events`.
 
     Raises:

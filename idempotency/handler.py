@@ -8,6 +8,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
+from idempotency._callables import has_async_code
 from idempotency._environment import Variable
 from idempotency._json import result_json
 from idempotency.attempt import Attempt, restore, running_attempt
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 LAMBDA_FUNCTION: Final = Variable("AWS_LAMBDA_FUNCTION_NAME")
 
+#: What a store must have, and nobody awaits in a sync one.
+_HOOKS: Final = ("_put_record", "_get_record", "_update_record", "_delete_record")
+
 #: Left of a deadline when waiting for another attempt ends, for the error to reach the caller.
 WAIT_RESERVE_MS: Final = 100
 
@@ -77,7 +81,10 @@ class Invocation:
     def remaining_ms(self) -> int | None:
         """Milliseconds until the invocation is stopped, None if unknown.  0 is an answer, and no absence."""
         assert self.context is not None  # whoever has none does not ask
-        remaining_ms = int(self.context.get_remaining_time_in_millis())
+        answer: object = self.context.get_remaining_time_in_millis()
+        if not isinstance(answer, (int, float)):
+            return None  # of a mock that was not told what to answer
+        remaining_ms = int(answer)
         # A context without time left that was registered earlier belongs to an invocation that is over.
         return None if remaining_ms <= 0 and not self.is_own else remaining_ms
 
@@ -97,7 +104,8 @@ class _Wiring:
 
     def __init__(self, config: IdempotencyConfig, store: object, *, is_async: bool) -> None:
         if not isinstance(config, IdempotencyConfig):
-            raise TypeError(f"config must be an IdempotencyConfig, not {type(config).__name__}")
+            raise TypeError(f"config must be an IdempotencyConfig, not {_kind(config)}")
+        _refuse_async(config)
         self.config = config
         self.store = _checked_store(store, is_async=is_async)
         if not config.orphan_takeover and not self.store.supports_leases:
@@ -110,6 +118,7 @@ class _Wiring:
             jmespath_options=config.jmespath_options,
             hash_function=config.hash_function,
             require_all_key_fields=config.require_all_key_fields,
+            finds_gaps=config.raise_on_no_idempotency_key,
         )
         self.cache = _new_cache(config) if config.use_local_cache else None
         self._settings = CallSettings()
@@ -152,6 +161,7 @@ class IdempotencyHandler:
         self._is_async = is_async
         self._serializer = output_serializer
         self._key_prefix = key_prefix
+        self._has_warned_of_gap = False
         #: The default prefix, and the Lambda function's name that is in it.
         self._named: tuple[object, str] = (None, f"test-func.{function_name}")
         self._wiring = _Wiring(config if config is not None else IdempotencyConfig(), persistence_store, is_async=is_async)
@@ -240,7 +250,7 @@ class IdempotencyHandler:
 
     def _call(self, wiring: _Wiring, prefix: str, payload: Any, invoke: Callable[[], Any], invocation: Invocation) -> Call | None:
         """The call, planned; None if it has no key and runs unprotected."""
-        digest, payload_hash = _digests(wiring, payload)
+        digest, payload_hash, gap = _digests(wiring, payload)
         config, store = wiring.config, wiring.store
         if digest is None:
             if config.raise_on_no_idempotency_key:
@@ -251,6 +261,8 @@ class IdempotencyHandler:
                 stacklevel=4,
             )
             return None
+        if gap is not None and not self._has_warned_of_gap:
+            self._warn_of_gap(gap)
         deadline_ms = None
         if invocation.context is not None:
             now_ms = store.clock_ms()  # first: whatever comes between the two makes the deadline early, and never late
@@ -279,6 +291,14 @@ class IdempotencyHandler:
         if invocation.durable_arn is not None:
             plan = plan.replace(outlives_call=True, is_suspension=_is_suspension)
         return Call(plan, invoke, result_json if self._serializer is None else self._serialized, config.observers)
+
+    def _warn_of_gap(self, gap: str) -> None:
+        self._has_warned_of_gap = True  # first: a warning may be an error
+        warnings.warn(
+            f"A payload of {self._function_name} lacks {gap!r}, a part of its idempotency key. Payloads that differ only there"
+            " share one key, and one result. IdempotencyConfig(require_all_key_fields=True) refuses them",
+            stacklevel=5,
+        )
 
     def _serialized(self, value: Any) -> str:
         assert self._serializer is not None
@@ -317,9 +337,10 @@ def _checked_store(store: object, *, is_async: bool) -> Store:
             raise TypeError(f"{type(store).__name__} is an async store: it serves `async def` functions only")
         return store
     if not isinstance(store, BasePersistenceLayer):
-        raise TypeError(
-            f"persistence_store must be one of this library's stores (see BasePersistenceLayer), not {type(store).__name__}"
-        )
+        raise TypeError(f"persistence_store must be one of this library's stores (see BasePersistenceLayer), not {_kind(store)}")
+    for name in _HOOKS:
+        if has_async_code(getattr(type(store), name)):
+            raise TypeError(f"{type(store).__name__}.{name} is async: derive the store from AsyncBasePersistenceLayer")
     if not is_async:
         return store
     from persistence.threaded import ThreadedPersistenceLayer  # here: sync functions do not need asyncio
@@ -327,7 +348,23 @@ def _checked_store(store: object, *, is_async: bool) -> Store:
     return ThreadedPersistenceLayer(store)
 
 
-def _digests(wiring: _Wiring, payload: Any) -> tuple[str | None, str]:
+def _refuse_async(config: IdempotencyConfig) -> None:
+    """What is called and not awaited cannot be async."""
+    if config.response_hook is not None and has_async_code(config.response_hook):
+        raise TypeError("response_hook must be a sync function: pass a `def`, not an `async def`")
+    if any(has_async_code(observer) for observer in config.observers):
+        raise TypeError("observers must be sync functions: pass a `def`, not an `async def`")
+
+
+def _kind(value: object) -> str:
+    """What was passed, for an error."""
+    if isinstance(value, type):
+        return f"a class: pass an object, such as {value.__name__}(...)"
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _digests(wiring: _Wiring, payload: Any) -> tuple[str | None, str, str | None]:
     try:
         return wiring.extractor.digests(payload)
     except IdempotencyKeyError:

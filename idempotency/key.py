@@ -7,6 +7,7 @@ Keys are those of Powertools: `{prefix}#{hexdigest}`.
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from idempotency._json import canonical_json
@@ -15,6 +16,8 @@ from persistence.missing import is_missing_idempotency_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from idempotency._interpreter import GapFinder
 
     Node: TypeAlias = dict[str, Any]
 
@@ -41,7 +44,7 @@ class Selection:
 
     def __init__(self, expression: str, jmespath_options: dict[str, Any] | None) -> None:
         self.expression = expression
-        self._compiled: Any = None
+        self._can_have_gap = False
         names = expression.split(".")
         if not jmespath_options and all(name.isascii() and name.isidentifier() for name in names):
             # A path like `a.b.c`, which most keys are: jmespath's import would be a third of all that a cold start imports.
@@ -50,8 +53,10 @@ class Selection:
             return
         import jmespath
 
+        from idempotency._interpreter import Interpreter, can_have_gap
+
         try:
-            self._compiled = jmespath.compile(expression)
+            self._parsed = jmespath.compile(expression).parsed
         except Exception as error:
             error.add_note(f"in the JMESPath expression {expression!r}")
             raise
@@ -63,28 +68,58 @@ class Selection:
 
             options = {"custom_functions": PowertoolsFunctions()}
         self._options = jmespath.Options(**options)
-        self._path = _path(self._compiled.parsed)
-        self.roots = _roots(self._compiled.parsed)
+        #: One for all calls: it keeps nothing of them.
+        self._interpreter = Interpreter(self._options)
+        self._can_have_gap = can_have_gap(self._parsed)
+        self._idle_finders: list[GapFinder] = []
+        self._path = _path(self._parsed)
+        self.roots = _roots(self._parsed)
 
     def of(self, data: Any) -> Any:
         """What the expression selects of *data*.
 
         Raises:
-            SelectionError: it failed, for example because a function was given a value of the wrong type.
+            SelectionError: it failed, because it leads into an object that has no JSON form, or because a function was given a
+                value of the wrong type.
         """
-        if self._path is not None:
-            return _walk(self._path, data)
         try:
-            return self._compiled.search(data, options=self._options)
+            return self._interpreter.visit(self._parsed, data) if self._path is None else _walk(self._path, data)
         except Exception as error:  # noqa: BLE001 - of any custom function, too
-            # jmespath and JSON errors quote the value that they were given; only the kind of the error is repeated.
-            raise SelectionError(
-                f"{type(error).__name__} in the JMESPath expression {self.expression!r}{_detail(error)}"
-            ) from None
+            raise self._failure(error) from None
 
-    def has_gap(self, selected: Any) -> bool:
-        """Whether a multi-select, `[a, b]` or `{x: a}`, found one of its members missing in *selected*."""
-        return self._compiled is not None and _has_gap(self._compiled.parsed, selected)
+    def with_gap(self, data: Any) -> tuple[Any, str | None]:
+        """What the expression selects of *data*, and the first part of the expression that *data* lacks; None if that is whole.
+
+        Raises:
+            SelectionError: as by `of`.
+        """
+        if not self._can_have_gap:
+            return self.of(data), None
+        finder = self._finder()
+        try:
+            return finder.visit(self._parsed, data), finder.gap
+        except Exception as error:  # noqa: BLE001 - of any custom function, too
+            raise self._failure(error) from None
+        finally:
+            finder.clear()
+            self._idle_finders.append(finder)
+
+    def _finder(self) -> GapFinder:
+        """One that no other call uses.  They are kept because to make one costs as much as to use it."""
+        try:
+            return self._idle_finders.pop()
+        except IndexError:
+            from idempotency._interpreter import GapFinder
+
+            return GapFinder(self._options)
+
+    def _failure(self, error: Exception) -> SelectionError:
+        from idempotency._objects import NotSerializableError
+
+        if isinstance(error, NotSerializableError):
+            return SelectionError(f"{error}, and the JMESPath expression {self.expression!r} needs its data")
+        # jmespath and JSON errors quote the value that they were given; only the kind of the error is repeated.
+        return SelectionError(f"{type(error).__name__} in the JMESPath expression {self.expression!r}{_detail(error)}")
 
 
 def _detail(error: Exception) -> str:
@@ -111,20 +146,23 @@ class KeyExtractor:
         jmespath_options: dict[str, Any] | None = None,
         hash_function: str = "md5",
         require_all_key_fields: bool = False,
+        finds_gaps: bool = False,
     ) -> None:
         self.hash_function = _hash_named(hash_function)
         self._key = Selection(event_key_jmespath, jmespath_options) if event_key_jmespath else None
         self._validated = Selection(payload_validation_jmespath, jmespath_options) if payload_validation_jmespath else None
         self._require_all = require_all_key_fields
+        self._finds_gaps = finds_gaps or require_all_key_fields
         self._roots = None if self._key is None else self._key.roots
         if self._roots is not None and self._validated is not None:
             self._roots = None if self._validated.roots is None else self._roots | self._validated.roots
 
-    def digests(self, payload: Any) -> tuple[str | None, str]:
-        """The digests of the payload's key and of its validated part.
+    def digests(self, payload: Any) -> tuple[str | None, str, str | None]:
+        """The digests of the payload's key and of its validated part, and the part of the key's expression that it lacks.
 
         Returns:
-            None for a payload without a key, and "" without payload validation.
+            None for a payload without a key; "" without payload validation; and None if the key is complete, or if gaps are
+            not looked for.
 
         Raises:
             IdempotencyKeyError: part of the key is missing, and all of it is required.
@@ -132,19 +170,28 @@ class KeyExtractor:
             TypeError, ValueError: the selected data cannot be hashed.
         """
         data = payload if type(payload) is dict else payload_data(payload, self._roots)
-        selected = data if self._key is None else self._key.of(data)
+        gap = None
+        if self._key is None:
+            selected = data
+        elif self._finds_gaps:
+            selected, gap = self._key.with_gap(data)
+        else:
+            selected = self._key.of(data)
         is_missing = is_missing_idempotency_key(selected)
-        if self._require_all and self._key is not None and (is_missing or self._key.has_gap(selected)):
+        if self._require_all and self._key is not None and (is_missing or gap is not None):
+            lacking = repr(self._key.expression) if gap is None else f"{gap!r} of {self._key.expression!r}"
             raise IdempotencyKeyError(
-                f"The idempotency key is incomplete: the payload lacks a part of {self._key.expression!r}, and all are required"
+                f"The idempotency key is incomplete: the payload lacks {lacking}, and all of it is required"
             )
         if is_missing:
-            return None, ""
+            if selected is not None:
+                canonical_json(selected)  # an error for what is not JSON: a mock can say that it is empty
+            return None, "", gap
         digest = self._digest(selected)
         if self._validated is None:
-            return digest, ""
+            return digest, "", gap
         validated = self._validated.of(data)
-        return digest, digest if validated is selected else self._digest(validated)
+        return digest, digest if validated is selected else self._digest(validated), gap
 
     def _digest(self, data: Any) -> str:
         digest: str = self.hash_function(canonical_json(data).encode()).hexdigest()
@@ -152,60 +199,27 @@ class KeyExtractor:
 
 
 def payload_data(payload: Any, roots: frozenset[str] | None = None) -> Any:
-    """A dataclass, model or event object as the data that expressions see; anything else as it is.
+    """A dataclass, model, event object or mapping as the data that expressions see; anything else as it is.
 
     Only the *roots*, the top-level fields that matter, are converted; all of them if None.
     """
-    if _is_dataclass(payload):
-        return {name: _as_data(getattr(payload, name)) for name in _field_names(payload) if roots is None or name in roots}
-    if callable(getattr(payload, "model_dump", None)):
-        return payload.model_dump(mode="json") if roots is None else _dump_fields(payload, roots)
-    if callable(getattr(payload, "dict", None)):
-        return payload.dict()
-    return getattr(payload, "raw_event", payload)
+    from idempotency._objects import data_of  # here: most payloads are dicts
+
+    return data_of(payload, roots)
 
 
-def _is_dataclass(value: Any) -> bool:
-    """Whether the value is an instance of a dataclass; as `dataclasses` itself finds out, without its import."""
-    return hasattr(type(value), "__dataclass_fields__")
-
-
-def _field_names(value: Any) -> list[str]:
-    from dataclasses import fields  # here: whoever made a dataclass has imported it already
-
-    return [field.name for field in fields(value)]
-
-
-def _as_data(value: Any) -> Any:
-    """`dataclasses.asdict` for any value, without its deep copies."""
-    if _is_dataclass(value):
-        return {name: _as_data(getattr(value, name)) for name in _field_names(value)}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[_as_data(item) for item in value])
-    if isinstance(value, (list, tuple)):
-        return type(value)(_as_data(item) for item in value)
-    if isinstance(value, dict):
-        return {_as_data(key): _as_data(item) for key, item in value.items()}
-    return value
-
-
-def _dump_fields(model: Any, roots: frozenset[str]) -> Any:
-    """A pydantic model's fields named in *roots*; the whole model where its own serialization decides what a field is."""
-    decorators = getattr(type(model), "__pydantic_decorators__", None)
-    if decorators is None or type(model).model_dump.__module__ != "pydantic.main":  # its own idea of a dump
-        return model.model_dump(mode="json")
-    if decorators.model_serializers or getattr(type(model), "__pydantic_root_model__", False):
-        return model.model_dump(mode="json")
-    if type(model).model_config.get("serialize_by_alias"):
-        return model.model_dump(mode="json")
-    return model.model_dump(mode="json", include=set(roots))
-
-
-def _hash_named(name: str) -> Callable[[bytes], Any]:
+def _hash_named(name: str) -> Callable[..., Any]:
+    """The hash of hashlib; where the host allows it for other purposes than security only, for these."""
     try:
-        function: Callable[[bytes], Any] = getattr(hashlib, name)
-        function(b"").hexdigest()
+        function: Callable[..., Any] = getattr(hashlib, name)
+        try:
+            function(b"").hexdigest()
+        except ValueError:  # as of MD5, on hosts that are restricted to the algorithms of FIPS 140
+            function = partial(function, usedforsecurity=False)
+            function(b"").hexdigest()
     except (AttributeError, TypeError, ValueError):
+        if str(name) in hashlib.algorithms_guaranteed and not str(name).startswith("shake_"):  # whose digests have no length
+            raise ValueError(f"This host refuses the hash_function {name!r}; pass another one, such as 'sha256'") from None
         raise ValueError(f"hash_function {name!r} is no hash of hashlib; 'md5' and 'sha256' are") from None
     return function
 
@@ -221,13 +235,18 @@ def _path(node: Node) -> tuple[str, ...] | None:
 
 
 def _walk(path: tuple[str, ...], data: Any) -> Any:
-    """What jmespath finds under the path, without its interpreter: nothing where a step leads into what is no object."""
-    try:
-        for name in path:
-            data = data.get(name)
-    except AttributeError:
-        return None
+    """What jmespath finds under the path, without its interpreter, and what `Interpreter` finds in objects."""
+    for name in path:
+        data = data.get(name) if type(data) is dict else _field_of(data, name)
     return data
+
+
+def _field_of(value: Any, name: str) -> Any:
+    if value is None:
+        return None
+    from idempotency._objects import field_of  # here: most payloads are dicts of dicts
+
+    return field_of(value, name)
 
 
 def _roots(node: Node) -> frozenset[str] | None:
@@ -243,16 +262,3 @@ def _roots(node: Node) -> frozenset[str] | None:
         found = [_roots(child) for child in children]
         return None if None in found else frozenset().union(*[names for names in found if names is not None])
     return None
-
-
-def _has_gap(node: Node, selected: Any) -> bool:
-    kind, children = node["type"], node["children"]
-    if kind in ("subexpression", "pipe"):
-        return _has_gap(children[-1], selected)
-    if kind in ("projection", "filter_projection", "value_projection") and isinstance(selected, list):
-        return any(_has_gap(children[1], item) for item in selected)
-    if kind == "multi_select_list" and isinstance(selected, list):
-        return any(value is None or _has_gap(child, value) for child, value in zip(children, selected, strict=True))
-    if kind == "multi_select_dict" and isinstance(selected, dict):
-        return any(selected[pair["value"]] is None or _has_gap(pair["children"][0], selected[pair["value"]]) for pair in children)
-    return False

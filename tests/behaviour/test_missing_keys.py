@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import pytest
 from behaviour.kit import CountingStore, Form, Work, key_of
@@ -109,6 +111,15 @@ def test_the_warning_points_at_the_callers_line(store: CountingStore) -> None:
     assert line_of_the_warning(caught) == (__file__, "charge.with_outcome(order={})  # the outcome's caller")
 
 
+def test_the_warning_of_a_partly_missing_key_points_at_the_callers_line(store: CountingStore) -> None:
+    config = IdempotencyConfig("[user, order]", raise_on_no_idempotency_key=True)
+    made = make_idempotent(Work(), persistence_store=store, config=config)
+
+    with pytest.warns(UserWarning) as caught:
+        made({"user": 1})  # the caller
+    assert line_of_the_warning(caught) == (__file__, 'made({"user": 1})  # the caller')
+
+
 def test_the_warning_of_an_async_call_points_at_the_awaiting_line(store: CountingStore) -> None:
     @idempotent_function(data_keyword_argument="order", persistence_store=store)
     async def charge(order: Any) -> None: ...
@@ -152,6 +163,13 @@ def test_an_unprotected_run_has_an_attempt_that_nothing_else_shares(form: Form, 
         ("data.[user, order]", {"data": {"user": "ann"}}),
         ("data | [user, order]", {"data": {"user": "ann"}}),
         ("[user, [order, item]]", {"user": "ann", "order": 7}),
+        ("[user, order] || id", {"user": "ann", "id": 7}),
+        ("to_string([user, order])", {"user": "ann"}),
+        ("[user, order][:2]", {"user": "ann"}),
+        ("[[user, order]][0]", {"user": "ann"}),
+        ("merge({u: user}, {o: order})", {"user": "ann"}),
+        ("user && [user, order]", {"user": "ann"}),
+        ("join('-', [to_string(user), to_string(order)])", {"user": "ann"}),
     ],
 )
 def test_a_key_that_is_partly_missing_is_refused_where_all_of_it_is_required(
@@ -168,9 +186,46 @@ def test_a_key_that_is_partly_missing_is_refused_where_all_of_it_is_required(
 
 
 def test_a_key_that_is_partly_missing_is_a_key_by_default(form: Form, store: CountingStore) -> None:
-    form.decorate(Work(), store, IdempotencyConfig("[user, order]", raise_on_no_idempotency_key=True))({"user": "ann"})
+    form.decorate(Work(), store, IdempotencyConfig("[user, order]"))({"user": "ann"})
 
     assert list(store._records) == [key_of(["ann", None])]
+
+
+def test_where_a_key_is_required_the_first_one_that_is_partly_missing_is_warned_of(form: Form, store: CountingStore) -> None:
+    """Once per function, because the expression is at fault, or the sender."""
+    config = IdempotencyConfig("[user, order.id]", raise_on_no_idempotency_key=True)
+    calls = [form.decorate(Work(), store, config, f"p{number}") for number in range(2)]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for call in calls:
+            call({"user": "ann", "order": {"id": 7}})
+            call({"user": "4111"})
+            call({"user": "bob"})
+
+    assert [warning.category for warning in caught] == [UserWarning] * 2
+    for warning in caught:
+        name, rest = str(warning.message).split(" lacks ")
+        assert re.fullmatch(r"A payload of behaviour\.kit\.Form\.function\.<locals>\.\w+", name)
+        assert rest == (
+            "'order.id', a part of its idempotency key. Payloads that differ only there share one key, and one result."
+            " IdempotencyConfig(require_all_key_fields=True) refuses them"
+        )
+    assert key_of(["bob", None]).replace("p#", "p1#") in store._records
+
+
+def test_a_warning_of_a_partly_missing_key_that_is_an_error_fails_one_call_before_anything_happens(
+    form: Form, store: CountingStore
+) -> None:
+    work = Work()
+    call = form.decorate(work, store, IdempotencyConfig("[user, order]", raise_on_no_idempotency_key=True))
+
+    with pytest.raises(UserWarning, match="lacks 'order'"):
+        call({"user": "ann"})
+    assert (work.runs, store.asked) == ([], [])
+    call({"user": "ann"})
+
+    assert work.runs == [{"user": "ann"}]
 
 
 def test_a_complete_key_passes_where_all_of_it_is_required(form: Form, store: CountingStore) -> None:
@@ -203,6 +258,28 @@ def test_an_expression_that_fails_on_the_event_fails_the_call_before_anything_ha
 
     with pytest.raises(IdempotencyPersistenceLayerError, match="in the JMESPath expression"):
         form.decorate(work, store, IdempotencyConfig(expression))(event)
+
+    assert (work.runs, store.asked) == ([], [])
+
+
+class Card:
+    """Has no JSON form."""
+
+    def __repr__(self) -> str:
+        return "4111"
+
+
+@pytest.mark.parametrize("expression", ["card.id", "[card.id, user]", "card", "", "[card]", "card[0]"])
+@pytest.mark.parametrize("make", [Card, MagicMock, lambda: MagicMock(spec=dict)], ids=["object", "mock", "mock of a dict"])
+def test_an_object_without_data_fails_the_call_before_anything_happens(
+    form: Form, store: CountingStore, expression: str, make: Callable[[], Any]
+) -> None:
+    """It was taken for a missing key, for null, or a mock for a number that is none."""
+    work = Work()
+    call = form.decorate(work, store, IdempotencyConfig(expression))
+
+    with pytest.raises(IdempotencyPersistenceLayerError, match="Object of type (Card|MagicMock) is not JSON serializable"):
+        call({"user": "ann", "card": make()})
 
     assert (work.runs, store.asked) == ([], [])
 
@@ -246,7 +323,33 @@ def event_payload() -> Any:
     return DictWrapper({"id": 7, "note": "n"})
 
 
-@pytest.mark.parametrize("make", [dataclass_payload, pydantic_payload, event_payload])
+def mapping_payload() -> Any:
+    from collections import UserDict
+
+    return UserDict(id=7, note="n")
+
+
+class Answering(dict[str, Any]):
+    """Answers every attribute, with None if it has none."""
+
+    __getattr__ = dict.get
+
+
+def answering_payload() -> Any:
+    return Answering(id=7, note="n")
+
+
+@pytest.mark.parametrize("make", [dataclass_payload, pydantic_payload, event_payload, mapping_payload, answering_payload])
+@pytest.mark.parametrize(("expression", "selected"), [("x", {"id": 7, "note": "n"}), ("[x.note, x.id]", ["n", 7])])
+def test_models_and_event_objects_below_the_top_level_are_read_as_their_data(
+    form: Form, store: CountingStore, make: Callable[[], Any], expression: str, selected: Any
+) -> None:
+    form.decorate(Work(), store, IdempotencyConfig(expression))({"x": make()})
+
+    assert list(store._records) == [key_of(selected)]
+
+
+@pytest.mark.parametrize("make", [dataclass_payload, pydantic_payload, event_payload, mapping_payload, answering_payload])
 @pytest.mark.parametrize(("expression", "selected"), [("", {"id": 7, "note": "n"}), ("[note, id]", ["n", 7])])
 def test_models_and_event_objects_are_read_as_their_data(
     form: Form, store: CountingStore, make: Callable[[], Any], expression: str, selected: Any
