@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Coroutine
-from functools import partial, update_wrapper
+from functools import _lru_cache_wrapper, partial, update_wrapper
 from types import FunctionType
 from typing import (
     TYPE_CHECKING,
@@ -17,6 +17,15 @@ from typing import (
     overload,
 )
 
+from idempotency._callables import (
+    ASYNC_GENERATOR,
+    CALLS,
+    GENERATOR,
+    called,
+    has_flag,
+    is_async_function,
+    name_of,
+)
 from idempotency._environment import Variable
 from idempotency.config import IdempotencyConfig  # noqa: TC001 - users of Powertools import it from beside the decorators
 from idempotency.handler import IdempotencyHandler, Invocation
@@ -41,12 +50,6 @@ R_co = TypeVar("R_co", covariant=True)
 OutputSerializer = BaseIdempotencySerializer | type[BaseIdempotencyModelSerializer] | None
 
 DISABLED: Final = Variable("POWERTOOLS_IDEMPOTENCY_DISABLED")
-#: Flags of a function's code.  https://docs.python.org/3/library/inspect.html#code-objects-bit-flags
-GENERATOR: Final = 0x20
-COROUTINE: Final = 0x80
-ASYNC_GENERATOR: Final = 0x200
-#: What `inspect.markcoroutinefunction` leaves on a function.
-MARKER: Final = "_is_coroutine_marker"
 
 _YES: Final = frozenset({"1", "y", "yes", "t", "true", "on"})
 _NO: Final = frozenset({"0", "n", "no", "f", "false", "off"})
@@ -205,7 +208,9 @@ def idempotent_function(
 
     Args:
         function: The function, if this is called and not used as a decorator.
-        data_keyword_argument: The parameter that holds the payload.  Callers may pass it by keyword or by position.
+        data_keyword_argument: The parameter that holds the payload.  Callers may pass it by keyword, and by position where the
+            function itself proves the position.  Below another decorator it must be passed by keyword: that may add or take away
+            arguments.  See docs/keys.md.
         persistence_store: Where the records are kept.
         config: The settings; the defaults take the whole payload for the key.
         output_serializer: Turns results into JSON data and back; a model serializer's class reads the return annotation.
@@ -213,7 +218,7 @@ def idempotent_function(
         **kwargs: Tolerated and ignored, as by Powertools.
 
     Raises:
-        TypeError: the function is not callable, or a generator function; the store is none.
+        TypeError: the function is not callable, a generator function, or has no such parameter; the store is none.
         ValueError, jmespath.exceptions.ParseError: the configuration is wrong.
         IdempotencyNoSerializationModelError, IdempotencyModelTypeError: the serializer does not fit the annotation.
         RuntimeError: at a call, the payload was not passed.
@@ -228,10 +233,10 @@ def idempotent_function(
             key_prefix=key_prefix,
         )
     handler, is_async = _handler(function, persistence_store, config, output_serializer, key_prefix)
-    position = _position_of(data_keyword_argument, function)
+    position, is_keyword = _place_of(data_keyword_argument, function)
 
     def prepared(*args: Any, **kwargs: Any) -> _Prepared:
-        if data_keyword_argument in kwargs:
+        if data_keyword_argument in kwargs and is_keyword:
             payload = kwargs[data_keyword_argument]
         elif position is not None and position < len(args):
             payload = args[position]
@@ -298,9 +303,10 @@ def make_idempotent(
     if data_index_argument < 0:
         raise ValueError(f"data_index_argument counts from 0, and {data_index_argument} is less")
     handler, is_async = _handler(function, persistence_store, config, output_serializer, key_prefix)
+    is_keyword = data_keyword_argument is not None and _place_of(data_keyword_argument, function)[1]
 
     def prepared(*args: Any, **kwargs: Any) -> _Prepared:
-        if data_keyword_argument is not None and data_keyword_argument in kwargs:
+        if data_keyword_argument in kwargs and is_keyword:
             payload = kwargs[data_keyword_argument]
         elif data_index_argument < len(args):
             payload = args[data_index_argument]
@@ -331,10 +337,16 @@ def _handler(
         raise TypeError(f"Only callables can be made idempotent, and {type(function).__name__} is none")
     if isinstance(function, (classmethod, staticmethod)):
         raise TypeError(f"Put @{type(function).__name__} above the idempotent decorator, not below it")
-    called = _called(function)
-    if _has_flag(function, GENERATOR | ASYNC_GENERATOR) or _has_flag(called, GENERATOR | ASYNC_GENERATOR):
-        raise TypeError(f"{_name(function)} is a generator function: what it yields cannot be stored. Return the result instead")
-    is_async = _has_flag(function, COROUTINE) or _has_flag(called, COROUTINE)
+    below = called(function)
+    if has_flag(function, GENERATOR | ASYNC_GENERATOR) or has_flag(below, GENERATOR | ASYNC_GENERATOR):
+        raise TypeError(
+            f"{name_of(function)} is a generator function: what it yields cannot be stored. Return the result instead"
+        )
+    if isinstance(function, _lru_cache_wrapper) and is_async_function(function.__wrapped__):
+        raise TypeError(
+            f"{name_of(function)} is cached, and a coroutine cannot be awaited twice: decorate the async function itself"
+        )
+    is_async = is_async_function(function)
     if isinstance(output_serializer, type) and issubclass(output_serializer, BaseIdempotencyModelSerializer):
         from idempotency.serialization.functions import return_type  # here: it needs inspect, which costs more than all of this
 
@@ -342,7 +354,7 @@ def _handler(
     if output_serializer is not None and not isinstance(output_serializer, BaseIdempotencySerializer):
         raise TypeError(f"output_serializer must be a BaseIdempotencySerializer, not {output_serializer!r}")
     handler = IdempotencyHandler(
-        function_name=_name(function),
+        function_name=name_of(function),
         is_async=is_async,
         persistence_store=persistence_store,
         config=config,
@@ -383,7 +395,7 @@ def _decorated(
             return handler.execute(*prepared(*args, **kwargs))
 
     update_wrapper(decorated, function)
-    vars(decorated).update(with_outcome=with_outcome, override=handler.override)
+    vars(decorated).update({"with_outcome": with_outcome, "override": handler.override, CALLS: (decorated, function)})
     return decorated
 
 
@@ -409,7 +421,7 @@ def _is_disabled() -> bool:
 
 def _invocation(context: Any) -> Invocation:
     """The invocation behind a handler's context argument, which is Lambda's own or a durable execution's."""
-    if not (hasattr(context, "state") and hasattr(context, "lambda_context")):
+    if not (_has(context, "state") and _has(context, "lambda_context")):
         return Invocation(context)
     arn = getattr(context.state, "durable_execution_arn", "")
     # More than the operation with which every execution begins: this is a replay.
@@ -419,54 +431,34 @@ def _invocation(context: Any) -> Invocation:
 
 def _lambda_context_in(arguments: tuple[Any, ...], payload: Any) -> Any:
     for argument in arguments:
-        if argument is not payload and hasattr(argument, "get_remaining_time_in_millis"):
+        if argument is not payload and _has(argument, "get_remaining_time_in_millis"):
             return argument
     return None
 
 
-def _position_of(name: str, function: Callable[..., Any]) -> int | None:
-    """Where callers may pass the parameter by position; None if only by keyword, or if the signature does not tell."""
-    if type(function) is FunctionType and not function.__dict__:  # nothing there can tell of another signature
-        code = function.__code__
-        names = code.co_varnames[: code.co_argcount]
-        return names.index(name) if name in names else None
-    from inspect import Parameter, signature  # here: it costs as much as everything else that a cold start imports
-
+def _has(value: Any, name: str) -> bool:
+    """Whether the object or its class has the attribute; a mock of a class has what that class has."""
+    if not hasattr(value, name):
+        return False
     try:
-        parameters = list(signature(function).parameters.values())
-    except (TypeError, ValueError):  # some builtins have no signature
-        return None
-    for position, parameter in enumerate(parameters):
-        if parameter.kind not in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD):
-            return None
-        if parameter.name == name:
-            return position
-    return None
+        object.__getattribute__(value, name)  # which does not ask `__getattr__`, where a mock answers every name
+    except AttributeError:
+        return hasattr(value.__class__, name)
+    return True
 
 
-def _has_flag(function: Any, flags: int) -> bool:
-    """Whether calling it makes a coroutine or a generator, as inspect would say."""
-    if type(function) is FunctionType and MARKER not in function.__dict__:
-        return bool(function.__code__.co_flags & flags)
-    from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+def _place_of(name: str, function: Any) -> tuple[int | None, bool]:
+    """The payload's position, None if only keywords are sure to find it; and whether it can be passed by keyword.
 
-    if flags == COROUTINE:
-        return iscoroutinefunction(function)
-    return isgeneratorfunction(function) or isasyncgenfunction(function)
+    Raises:
+        TypeError: the function has no such parameter.
+    """
+    if type(function) is FunctionType and CALLS not in function.__dict__:
+        code = function.__code__
+        names = code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount]
+        if name in names:
+            position = code.co_posonlyargcount + names.index(name)
+            return position if position < code.co_argcount else None, True
+    from idempotency._parameters import place_of  # here: most payloads are parameters of plain functions
 
-
-def _called(function: object) -> object:
-    """What runs when a callable that is no function is called."""
-    while isinstance(function, partial):
-        function = function.func
-    if isinstance(function, type) or hasattr(function, "__code__"):
-        return function
-    return getattr(function, "__func__", type(function).__call__)
-
-
-def _name(function: object) -> str:
-    """The callable's part of the key: its module and qualified name, or those of its type."""
-    while isinstance(function, partial):
-        function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+    return place_of(name, function)

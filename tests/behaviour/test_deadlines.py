@@ -7,6 +7,7 @@ import contextvars
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from doubles import LambdaContext
@@ -258,3 +259,20 @@ def test_a_context_may_answer_in_fractions(store: CountingStore, clock: FakeCloc
         return lease(clock)
 
     assert handler({"id": 1}, Unsure()) == 2_000 + MARGIN_MS
+
+
+@pytest.mark.parametrize("kind", [Mock, MagicMock])
+def test_a_mock_of_a_context_gives_the_deadline_that_it_was_told(store: CountingStore, clock: FakeClock, kind: Any) -> None:
+    handler = idempotent(lambda event, context: lease(clock), persistence_store=store)
+    context = kind()
+    context.get_remaining_time_in_millis.return_value = 30_000
+
+    assert handler({"id": 1}, context) == 30_000 + MARGIN_MS
+
+
+@pytest.mark.parametrize("kind", [Mock, MagicMock])
+def test_a_mock_of_a_context_that_was_told_nothing_gives_no_deadline(store: CountingStore, clock: FakeClock, kind: Any) -> None:
+    """What it answers is another mock, and `int()` of some is 1: the deadline would be over."""
+    handler = idempotent(lambda event, context: lease(clock), persistence_store=store)
+
+    assert handler({"id": 1}, kind()) == LEASE_MS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -78,15 +79,52 @@ def powertools_store() -> Any:
     ("make", "kind"),
     [
         (lambda: None, "NoneType"),
-        (lambda: InMemoryPersistenceLayer, "ABCMeta"),
         (lambda: "table", "str"),
-        (powertools_store, "DynamoDBPersistenceLayer"),
+        (lambda: InMemoryPersistenceLayer, r"a class: pass an object, such as InMemoryPersistenceLayer\(...\)"),
+        (lambda: AsyncStore, r"a class: pass an object, such as AsyncStore\(...\)"),
+        (powertools_store, r"aws_lambda_powertools\.\S+\.DynamoDBPersistenceLayer"),
     ],
-    ids=["None", "a class", "a name", "Powertools'"],
+    ids=["None", "a name", "a class", "an async class", "Powertools'"],
 )
 def test_what_is_no_store_of_this_library_is_refused(form: Form, make: Callable[[], Any], kind: str) -> None:
     with pytest.raises(TypeError, match=f"^persistence_store must be one of this library's stores .*, not {kind}$"):
         form.decorate(Work(), make())
+
+
+HOOKS = ["_put_record", "_get_record", "_update_record", "_delete_record"]
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_sync_store_with_an_async_hook_is_refused(form: Form, name: str) -> None:
+    """Nobody would await the hook: every claim would be granted, and nothing written."""
+
+    async def hook(self: Any, argument: Any) -> Any: ...
+
+    store = type("HalfAsync", (FourHooks,), {name: hook})()
+
+    with pytest.raises(TypeError, match=f"^HalfAsync.{name} is async: derive the store from AsyncBasePersistenceLayer$"):
+        form.decorate(Work(), store)
+
+
+class AsyncHook:
+    async def __call__(self, *arguments: Any) -> Any: ...
+
+
+async def async_hook(*arguments: Any) -> Any: ...
+
+
+@pytest.mark.parametrize("hook", [async_hook, AsyncHook(), AsyncHook().__call__, partial(async_hook, 1)])
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [("response_hook", "response_hook must be a sync function"), ("observers", "observers must be sync functions")],
+)
+def test_an_async_function_is_refused_where_nobody_awaits_it(
+    form: Form, store: CountingStore, hook: Any, option: str, sentence: str
+) -> None:
+    config = IdempotencyConfig(**{option: hook if option == "response_hook" else [print, hook]})  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match=f"^{sentence}: pass a `def`, not an `async def`$"):
+        form.decorate(Work(), store, config)
 
 
 @pytest.mark.parametrize("decorator", ["idempotent", "idempotent_function", "make_idempotent"])
@@ -101,6 +139,11 @@ def test_what_is_no_configuration_is_refused(form: Form, store: CountingStore) -
     config: Any = {"event_key_jmespath": "id"}
 
     with pytest.raises(TypeError, match="^config must be an IdempotencyConfig, not dict$"):
+        form.decorate(Work(), store, config)
+    config = IdempotencyConfig
+    with pytest.raises(
+        TypeError, match=r"^config must be an IdempotencyConfig, not a class: pass an object, such as IdempotencyConfig\(...\)$"
+    ):
         form.decorate(Work(), store, config)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from behaviour.kit import PREFIX, CountingStore, key_of
@@ -113,6 +114,21 @@ def test_a_continued_execution_goes_on_with_its_claim_and_completes_it(
     assert story.call(ORDER, continued(arn)) == "done"
     assert story.steps == ["charged", "finished"]
     assert (stored(7).stored_status, stored(7).owner_token, stored(7).generation) == ("COMPLETED", claimed.owner_token, 1)
+
+
+@pytest.mark.parametrize("kind", [Mock, MagicMock])
+def test_a_mock_is_not_taken_for_a_durable_context(store: CountingStore, stored: Callable[[Any], Any], kind: Any) -> None:
+    """It answers every name; as a durable execution's, its claim would outlive a failed call."""
+    context = kind()
+    context.get_remaining_time_in_millis.return_value = 30_000
+
+    @idempotent(persistence_store=store, config=IdempotencyConfig("id"), key_prefix=PREFIX)
+    def handler(event: Any, context: Any) -> str:
+        assert stored(7).in_progress_expiry_timestamp == store.clock_ms() + 31_000
+        raise Suspended
+
+    with pytest.raises(Suspended):
+        handler(ORDER, context)
 
 
 def test_another_process_adopts_the_claim_of_an_execution(store: CountingStore, stored: Callable[[Any], Any], arn: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial, wraps
+from functools import cache, lru_cache, partial, wraps
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import pytest
 from behaviour.kit import CountingStore, Work, key_of
@@ -106,7 +108,7 @@ def test_a_positional_only_payload_is_found(store: CountingStore) -> None:
 
 
 def passed_on(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Another decorator's version, which says of its parameters that they are the function's."""
+    """Another decorator's version, which says of its parameters that they are the function's, and may be right."""
 
     @wraps(function)
     def passing_on(*args: Any, **kwargs: Any) -> Any:
@@ -115,19 +117,167 @@ def passed_on(function: Callable[..., Any]) -> Callable[..., Any]:
     return passing_on
 
 
-def test_the_position_of_a_decorated_functions_payload_is_the_functions(store: CountingStore) -> None:
-    def charge(customer: str, order: int, *, note: str = "") -> None: ...
-    def refund(customer: str, *, order: int) -> None: ...
+def with_connection(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Another decorator's version, which injects the first argument."""
 
-    options: Any = {"data_keyword_argument": "order", "persistence_store": store, "key_prefix": "p"}
-    idempotent_function(passed_on(charge), **options)("c-1", 7)
-    idempotent_function(passed_on(refund), **options)("c-1", order=8)
+    @wraps(function)
+    def injecting(*args: Any, **kwargs: Any) -> Any:
+        return function("connection", *args, **kwargs)
 
-    assert list(store._records) == [key_of(7), key_of(8)]
+    return injecting
+
+
+def with_tenant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Another decorator's version, which consumes the first argument."""
+
+    @wraps(function)
+    def consuming(tenant: str, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return consuming
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_below_a_decorator_the_payload_is_only_found_by_keyword(store: CountingStore, is_async: bool) -> None:
+    """By the signature that `functools.wraps` copies, the currency would be the key of every order."""
+    places: list[tuple[Any, Any]] = []
+
+    def place(connection: str, order: dict[str, int], currency: str) -> int:
+        places.append((order, currency))
+        return order["id"]
+
+    async def aplace(connection: str, order: dict[str, int], currency: str) -> int:
+        return place(connection, order, currency)
+
+    decorated = idempotent_function(
+        with_connection(place), data_keyword_argument="order", persistence_store=store, key_prefix="p"
+    )
+    asynchronous = idempotent_function(
+        _awaiting(with_connection(aplace)), data_keyword_argument="order", persistence_store=store, key_prefix="p"
+    )
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return asyncio.run(asynchronous(*args, **kwargs)) if is_async else decorated(*args, **kwargs)
+
+    with pytest.raises(RuntimeError) as refused:
+        call({"id": 1}, "EUR")
+    assert str(refused.value) == MISSING
+    assert store.asked == []
+    assert [call(order={"id": number}, currency="EUR") for number in (1, 2, 1)] == [1, 2, 1]
+    assert places == [({"id": 1}, "EUR"), ({"id": 2}, "EUR")]
+
+
+def _awaiting(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    async def awaiting(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **kwargs)
+
+    return awaiting
+
+
+def test_a_decorator_that_consumes_an_argument_does_not_make_another_one_the_key(store: CountingStore) -> None:
+    def place(order: int, currency: str) -> int:
+        return order
+
+    decorated = idempotent_function(with_tenant(place), data_keyword_argument="order", persistence_store=store)
+
     with pytest.raises(RuntimeError, match="^Unable to extract 'order'"):
-        idempotent_function(passed_on(refund), **options)("c-1")
+        decorated("tenant", 1, "EUR")
+    assert [decorated("tenant", order=number, currency="EUR") for number in (1, 2)] == [1, 2]
+
+
+def test_a_decorators_own_parameter_is_the_payload_where_it_has_that_name(store: CountingStore) -> None:
+    def place(connection: str, order: int) -> int:
+        return order
+
+    @wraps(place)
+    def placing(order: int, *args: Any) -> Any:
+        return place("connection", order, *args)
+
+    decorated = idempotent_function(placing, data_keyword_argument="order", persistence_store=store, key_prefix="p")
+
+    assert [decorated(1), decorated(2), decorated(order=1)] == [1, 2, 1]
+    assert list(store._records) == [key_of(1), key_of(2)]
+
+
+class Received:
+    """Functions that pass on which order they got."""
+
+    def __init__(self) -> None:
+        self.orders: list[Any] = []
+
+    def place(self, customer: str, order: Any = None, *, note: str = "") -> None:
+        self.orders.append(order)
+
+    def place_below(self, customer: str, order: Any, /, *, note: str = "") -> None:
+        self.orders.append(order)
+
+
+@pytest.mark.parametrize(
+    ("decorate", "arguments"),
+    [
+        (lambda place: partial(place, "ann"), (7,)),
+        (lambda place: partial(place, note="n"), ("ann", 7)),
+        (lambda place: partial(partial(place, "ann"), note="n"), (7,)),
+        (lru_cache, ("ann", 7)),
+        (lambda place: partial(cache(place), "ann"), (7,)),
+        (lambda place: idempotent_function(place, data_keyword_argument="customer", persistence_store=OTHER), ("ann", 7)),
+        (lambda place: make_idempotent(lru_cache(place), persistence_store=OTHER), ("ann", 7)),
+        (lambda place: place, ("ann", 7)),
+    ],
+)
+@pytest.mark.parametrize("name", ["place", "place_below"])
+def test_what_passes_its_arguments_on_finds_the_payload_where_the_function_gets_it(
+    store: CountingStore, decorate: Any, arguments: tuple[Any, ...], name: str
+) -> None:
+    OTHER._records.clear()
+    received = Received()
+    function = decorate(getattr(received, name))
+
+    idempotent_function(function, data_keyword_argument="order", persistence_store=store, key_prefix="p")(*arguments)
+
+    assert received.orders == [7]
+    assert list(store._records) == [key_of(7)]
+
+
+OTHER = CountingStore(clock_ms=lambda: 1_800_000_000_000)
+
+
+def test_a_keyword_that_only_has_the_name_of_a_positional_parameter_is_not_the_payload(store: CountingStore) -> None:
+    """Python puts it into `**rest`."""
+    seen: list[Any] = []
+
+    @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix="p")
+    def charge(order: int, /, **rest: Any) -> None:
+        seen.append((order, rest))
+
+    charge(7, order=8)
+
+    assert seen == [(7, {"order": 8})]
+    assert list(store._records) == [key_of(7)]
     with pytest.raises(RuntimeError, match="^Unable to extract 'order'"):
-        idempotent_function(passed_on(lambda customer: None), **options)("c-1")
+        charge(order=8)  # type: ignore[call-arg]
+
+
+def test_a_payload_that_a_partial_has_bound_is_not_what_the_caller_passed(store: CountingStore) -> None:
+    charge = idempotent_function(
+        partial(lambda customer, order: order, order=7), data_keyword_argument="order", persistence_store=store, key_prefix="p"
+    )
+
+    with pytest.raises(RuntimeError, match="^Unable to extract 'order'"):
+        charge("ann")
+    assert charge("ann", order=8) == 8
+    assert list(store._records) == [key_of(8)]
+
+
+@pytest.mark.parametrize("name", ["args", "kwargs"])
+def test_a_wrapped_functions_parameter_may_have_the_name_of_the_wrappers_rest(store: CountingStore, name: str) -> None:
+    function = passed_on(lambda args, kwargs: args)
+    decorated = idempotent_function(function, data_keyword_argument=name, persistence_store=store, key_prefix="p")
+
+    decorated(args=1, kwargs=2)
+
+    assert list(store._records) == [key_of(1 if name == "args" else 2)]
 
 
 def test_the_decorator_can_be_called_with_the_function(store: CountingStore) -> None:
@@ -358,7 +508,9 @@ def test_the_payload_is_the_keyword_argument_where_it_is_passed_by_keyword(store
 
 
 def test_a_payload_that_was_not_passed_is_an_error(store: CountingStore) -> None:
-    safe = make_idempotent(Work(), persistence_store=store, data_index_argument=1, data_keyword_argument="order")
+    safe = make_idempotent(
+        lambda *args, **kwargs: None, persistence_store=store, data_index_argument=1, data_keyword_argument="order"
+    )
 
     with pytest.raises(RuntimeError, match="neither positional argument 1 nor keyword argument 'order'"):
         safe(7)
@@ -418,10 +570,77 @@ def test_a_class_can_be_made_idempotent_with_a_serializer_of_its_objects(store: 
     assert [make("corner").name, make("corner").name] == ["corner", "corner"]
 
 
-def test_a_function_without_the_named_parameter_says_so_when_it_is_called(store: CountingStore) -> None:
-    @idempotent_function(data_keyword_argument="order", persistence_store=store)
-    def charge(customer: str) -> None:
-        raise AssertionError(customer)
+def test_a_keyword_for_a_positional_parameter_is_not_the_payload_of_a_made_function(store: CountingStore) -> None:
+    safe = make_idempotent(lambda order, /, **rest: order, persistence_store=store, data_keyword_argument="order", key_prefix="p")
 
-    with pytest.raises(RuntimeError, match="^Unable to extract 'order'"):
-        charge("ann")
+    assert safe(7, order=8) == 7
+    assert list(store._records) == [key_of(7)]
+
+
+def test_a_function_without_the_named_parameter_is_refused_when_it_is_decorated(store: CountingStore) -> None:
+    """Powertools finds out at the first call."""
+
+    def charge(customer: str, *, order: int) -> None: ...
+
+    for decorate in (idempotent_function, make_idempotent):
+        with pytest.raises(TypeError) as refused:
+            decorate(charge, data_keyword_argument="payload", persistence_store=store)
+        assert str(refused.value) == (
+            f"{__name__}.{charge.__qualname__} has no parameter 'payload': pass data_keyword_argument='customer' or 'order'"
+        )
+
+
+@pytest.mark.parametrize("remember", [cache, lru_cache(maxsize=4)])
+def test_a_cache_of_coroutines_is_refused(store: CountingStore, remember: Any) -> None:
+    async def charge(order: int) -> None: ...
+
+    with pytest.raises(TypeError) as refused:
+        idempotent_function(remember(charge), data_keyword_argument="order", persistence_store=store)
+    assert str(refused.value) == (
+        f"{__name__}.{charge.__qualname__} is cached, and a coroutine cannot be awaited twice: decorate the async function itself"
+    )
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_a_mock_among_the_arguments_is_not_taken_for_the_lambda_context(
+    store: CountingStore, stored: Callable[[Any], Any], by_keyword: bool
+) -> None:
+    """It answers every name; the milliseconds that it would give are 1."""
+    lease_ms: list[int] = []
+
+    def handler(event: Any, client: Any, context: Any) -> None:
+        lease_ms.append(stored(event).in_progress_expiry_timestamp - store.clock_ms())
+
+    safe = make_idempotent(handler, persistence_store=store, key_prefix="p")
+    if by_keyword:
+        safe({"id": 1}, client=MagicMock(), context=LambdaContext(2_000))
+    else:
+        safe({"id": 1}, MagicMock(), LambdaContext(2_000))
+
+    assert lease_ms == [3_000]
+
+
+def mocked_context(**options: Any) -> Any:
+    context = MagicMock(**options)
+    context.get_remaining_time_in_millis.return_value = 2_000
+    return context
+
+
+@pytest.mark.parametrize(
+    "context",
+    [mocked_context(spec=LambdaContext), SimpleNamespace(get_remaining_time_in_millis=lambda: 2_000)],
+    ids=["mock of a context", "namespace"],
+)
+def test_what_stands_for_a_lambda_context_gives_the_deadline(
+    store: CountingStore, stored: Callable[[Any], Any], context: Any
+) -> None:
+    lease_ms: list[int] = []
+    safe = make_idempotent(
+        lambda event, context: lease_ms.append(stored(event).in_progress_expiry_timestamp - store.clock_ms()),
+        persistence_store=store,
+        key_prefix="p",
+    )
+
+    safe({"id": 1}, context)
+
+    assert lease_ms == [3_000]
