@@ -24,6 +24,7 @@ from conformance.test_races import BEFORE, absent, expired_result, orphan
 from verbs import Verbs
 
 from idempotency import AsyncCachePersistenceLayer, CachePersistenceLayer
+from persistence import cache
 from persistence.datarecord import DataRecord
 from persistence.exceptions import BaseError, IdempotencyItemAlreadyExistsError, IdempotencyLeaseLostError
 
@@ -351,7 +352,13 @@ class AwaitedPlain(Plain):
 
 
 @pytest.fixture
-def plain_crowd(valkey_server: str, pool: ThreadPoolExecutor, clock: FakeClock) -> Iterator[Crowd]:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gives up, however many wait for the lock."""
+    monkeypatch.setattr(cache, "CLAIM_RETRY_MS", 3_600_000)
+
+
+@pytest.fixture
+def plain_crowd(valkey_server: str, pool: ThreadPoolExecutor, clock: FakeClock, patience: None) -> Iterator[Crowd]:
     made = [redis.Redis.from_url(valkey_server) for _ in range(CLIENTS)]
     made[0].flushall()
     stores = [CachePersistenceLayer(client=Plain(client)) for client in made]
@@ -406,7 +413,11 @@ def test_without_scripts_a_lock_that_comes_too_late_takes_nothing_over(valkey_se
 
 @pytest.mark.parametrize("before", [absent, orphan, expired_result])
 def test_without_scripts_of_many_awaited_claims_one_is_granted(
-    valkey_server: str, clock: FakeClock, before: Callable[[Verbs, FakeClock, str], int], crowd_of: Callable[[str], Verbs]
+    valkey_server: str,
+    clock: FakeClock,
+    before: Callable[[Verbs, FakeClock, str], int],
+    crowd_of: Callable[[str], Verbs],
+    patience: None,
 ) -> None:
     verbs = crowd_of("valkey_server")
 
