@@ -124,7 +124,8 @@ class DynamoDBPersistenceLayer(DrivenLayer):
         table_name: The table's name or ARN.
         key_attr: Partition key, a string.
         static_pk_value: The partition key's value on a table with a sort key; `idempotency#{function name}` if left out.
-        sort_key_attr: Sort key, a string, which then holds the idempotency key.
+        sort_key_attr: Sort key, a string, which then holds the idempotency key.  The first claim then begins with a read, as with
+            *read_first*: it shows whether the table has this sort key.
         expiry_attr: The record's end, epoch seconds.
         in_progress_expiry_attr: The lease's end, epoch milliseconds.
         status_attr: INPROGRESS or COMPLETED.
