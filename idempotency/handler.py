@@ -364,14 +364,6 @@ class IdempotencyHandler:
             stacklevel=5,
         )
 
-    def _warn_of_gap(self, gap: str) -> None:
-        self._has_warned_of_gap = True  # first: a warning may be an error
-        warnings.warn(
-            f"A payload of {self._function_name} lacks {gap!r}, a part of its idempotency key. Payloads that differ only there"
-            " share one key, and one result. IdempotencyConfig(require_all_key_fields=True) refuses them",
-            stacklevel=5,
-        )
-
     def _serialized(self, value: Any) -> str:
         assert self._serializer is not None
         return result_json(None if value is None else self._serializer.to_dict(value))

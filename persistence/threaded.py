@@ -65,7 +65,7 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
         call_workers(self.store).submit_in_finalizer(partial(self.store.release, record))
 
     async def _offer_record(self, offer: DataRecord) -> DataRecord | Refusal | None:
-        answer: DataRecord | Refusal | None = await self._done("_offer_record", offer=offer)
+        answer: DataRecord | Refusal | None = await self._done("_offer_record", offer)
         return answer
 
     async def _put_record(self, data_record: DataRecord) -> DataRecord | None:
@@ -114,12 +114,12 @@ class ThreadedPersistenceLayer(AsyncBasePersistenceLayer):
         finally:
             del future  # its error refers to this frame
 
-    async def _done(self, hook: str, **arguments: Any) -> Any:
+    async def _done(self, hook: str, *places: Any, **arguments: Any) -> Any:
         """What the hook answers.  It runs in a worker thread, or its requests do where it is made of such: pauses need none."""
         procedure = procedure_behind(self.store, hook)
         if procedure is None:
-            return await self._in_thread(getattr(self.store, hook), **arguments)
-        return await arun(procedure(*arguments.values()), partial(self._perform, self.clock_ms()), self.sleep_ms)
+            return await self._in_thread(getattr(self.store, hook), *places, **arguments)
+        return await arun(procedure(*places, *arguments.values()), partial(self._perform, self.clock_ms()), self.sleep_ms)
 
     async def _perform(self, begun_ms: int, request: Request) -> Any:
         return await self._in_thread(self._send_in_time, begun_ms, request)

@@ -69,8 +69,10 @@ def test_a_claim_that_is_interrupted_does_not_give_up_anothers(bench: Bench) -> 
 def is_logged_as_not_given_up(caplog: pytest.LogCaptureFixture) -> bool:
     """Once, with the key and the store's error, and without its traceback, which may have what a client has sent."""
     [logged] = caplog.records
-    said = f"The claim of idempotency key {KEY} was not given up, and ends with its lease: Failed to delete record"
-    return logged.levelname == "WARNING" and logged.message.startswith(said) and logged.exc_info is None
+    said = (
+        f"The record of idempotency key {KEY} was not settled after its call was interrupted or failed; its lease frees the key: "
+    )
+    return logged.levelname == "WARNING" and logged.message.startswith(f"{said}Failed to delete") and logged.exc_info is None
 
 
 def test_an_interruption_is_heard_even_if_the_claim_cannot_be_given_up(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
