@@ -163,7 +163,7 @@ async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused |
         raise
     except BaseException as error:
         if performer.must_give_up(error):
-            await _to_its_end(performer.give_up())
+            await _to_its_end(performer.wind_up())
         raise
 
 
@@ -465,8 +465,8 @@ class _AsyncPerformer(_PerformerBase):
         self.held = None
         return Refused(granted.existing, now_ms)
 
-    async def give_up(self) -> None:
-        """Release the claim of a call that ends before its function begins, whether it was stored or not."""
+    async def wind_up(self) -> None:
+        """As `_Performer.wind_up`, for a claim that must be given up.  A completion is shielded from cancellation already."""
         import asyncio
 
         assert self.held is not None

@@ -31,7 +31,9 @@ def public_names(owner: type) -> set[str]:
 
 
 def test_sync_and_async_stores_have_the_same_public_names() -> None:
-    assert public_names(BasePersistenceLayer) == public_names(AsyncBasePersistenceLayer)
+    only_async = {"release_unawaited"}  # only a coroutine can be closed by the garbage collector
+
+    assert public_names(BasePersistenceLayer) | only_async == public_names(AsyncBasePersistenceLayer)
 
 
 def test_sync_and_async_stores_ask_for_the_same_hooks() -> None:
@@ -79,7 +81,7 @@ def test_both_drivers_have_one_signature() -> None:
     assert not inspect.iscoroutinefunction(drive)
 
 
-@pytest.mark.parametrize("name", ["perform", "claim", "run", "complete", "_write", "_read", "_give_up"])
+@pytest.mark.parametrize("name", ["perform", "claim", "run", "complete", "_write", "_read", "wind_up"])
 def test_both_performers_have_the_same_moves(name: str) -> None:
     assert inspect.iscoroutinefunction(getattr(_AsyncPerformer, name))
     assert not inspect.iscoroutinefunction(getattr(_Performer, name))
