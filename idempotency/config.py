@@ -57,7 +57,7 @@ def _invocation_id(context: Deadline) -> object:
 def enter_invocation(context: Deadline) -> None:
     """Note that the invocation of *context* runs in this thread or task: what was registered for another one has ended."""
     global _last_invocation  # noqa: PLW0603 - a process runs one invocation after another
-    _last_invocation = _invocation_id(context)
+    _last_invocation = getattr(context, "aws_request_id", None) or id(context)  # as `_invocation_id`, without the call
     registration = _registration.get()
     if registration is not None and _invocation_id(registration.context) != _last_invocation:
         _registration.set(None)

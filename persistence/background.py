@@ -231,12 +231,12 @@ class Lease:
         "__weakref__",
         "_begin",
         "_clock_ms",
-        "_due_at",
         "_due_ms",
         "_every_ms",
         "_heartbeat",
         "_is_under_way",
         "_waiting",
+        "due_at",
         "has_failed",
         "is_over",
         "key",
@@ -256,8 +256,8 @@ class Lease:
         self._every_ms = max(1, lease_ms // BEATS_PER_LEASE)
         started_ms = clock_ms() if lease_end_ms is None else lease_end_ms - lease_ms
         self._due_ms: float = started_ms + self._every_ms
-        #: The same by the monotonic clock, set by `Heartbeat`: a wall clock that is set back delays no renewal.
-        self._due_at = inf
+        #: The same by the monotonic clock, in seconds, set by `kept_by`: a wall clock that is set back delays no renewal.
+        self.due_at = inf
         self._heartbeat: Heartbeat | None = None
         self._is_under_way = False
         self._waiting: deque[Callable[[], object]] = deque()
@@ -295,16 +295,16 @@ class Lease:
 
     def until_due_ms(self, now_at: float) -> float:
         """Milliseconds until the next renewal is due, by whichever clock says so first; *now_at* is the monotonic one's time."""
-        return min(self._due_ms - self._clock_ms(), (self._due_at - now_at) * 1000)
+        return min(self._due_ms - self._clock_ms(), (self.due_at - now_at) * 1000)
 
     def kept_by(self, heart: Heartbeat) -> None:
         """Note who begins the renewals, and when the first is due by the monotonic clock."""
         self._heartbeat = heart
-        self._due_at = heart.monotonic() + (self._due_ms - self._clock_ms()) / 1000
+        self.due_at = heart.monotonic() + (self._due_ms - self._clock_ms()) / 1000
 
     def begin(self) -> None:
         """Begin a renewal.  The next is due after its end."""
-        self._due_ms, self._due_at = inf, inf
+        self._due_ms, self.due_at = inf, inf
         try:
             self._begin(self)
         except Exception as error:  # noqa: BLE001 - logged
@@ -359,7 +359,7 @@ class Lease:
     def _due_in(self, ms: int) -> None:
         heart = self._heartbeat
         assert heart is not None  # which began the renewal
-        self._due_at = heart.monotonic() + ms / 1000
+        self.due_at = heart.monotonic() + ms / 1000
         self._due_ms = self._clock_ms() + ms
         heart.wake_for(self)
 
@@ -408,15 +408,14 @@ class Heartbeat:
         """
         lease.kept_by(self)
         self._leases.add(ref(lease))
-        thread = self._thread
-        if thread is None or not thread.is_alive():
-            try:
-                self._start()
-            except ThreadUnavailableError:
-                lease.end()
-                raise
-        else:
+        if self._thread is not None:
             self.wake_for(lease)
+            return
+        try:
+            _started(self._run, (self._wake,), "idempotency-heartbeat")
+        except ThreadUnavailableError:
+            lease.end()
+            raise
 
     def forget(self, lease: Lease) -> None:
         """Keep the lease no more."""
@@ -424,8 +423,7 @@ class Heartbeat:
 
     def wake_for(self, lease: Lease) -> None:
         """Wake the thread if it would sleep for longer than until the lease is due."""
-        now_at = self.monotonic()
-        if now_at + lease.until_due_ms(now_at) / 1000 < self._wakes_at:
+        if lease.due_at < self._wakes_at:
             self._wake.put(None)
 
     def beat(self) -> float:
@@ -452,18 +450,20 @@ class Heartbeat:
     def _begin(self, lease: Lease) -> None:
         lease.begin()
 
-    def _start(self) -> None:
-        try:
-            # Assigned before it is started: a thread that is not the one assigned here ends.
-            thread = self._thread = _new_thread(self._run, (self._wake,), "idempotency-heartbeat")
-            thread.start()
-        except (RuntimeError, MemoryError) as error:
-            raise _unavailable(error) from error
-
     def _run(self, wake: SimpleQueue[None]) -> None:
         from threading import current_thread
 
-        while self._thread is current_thread():
+        thread = self._thread = current_thread()
+        try:
+            self._beat_in_time(thread, wake)
+        finally:
+            if self._thread is thread:
+                self._thread = None  # the next lease starts another
+            wake.put(None)  # it may have been for a thread that goes on
+
+    def _beat_in_time(self, thread: Thread, wake: SimpleQueue[None]) -> None:
+        """Beat until another thread does: two calls at once may have started one each."""
+        while self._thread is thread:
             try:
                 self._wakes_at = inf  # a lease that comes during the beat, and may be missed by it, leaves a wake
                 wait_ms = self.beat()
@@ -476,7 +476,6 @@ class Heartbeat:
             except BaseException:  # noqa: BLE001 - nothing ends the heartbeat
                 _logger().warning("The heartbeat goes on after an error", exc_info=True)
                 _pause(RECOVERY_MS / 1000)
-        wake.put(None)  # it may have been for the thread that goes on
 
 
 def _pause(seconds: float) -> None:

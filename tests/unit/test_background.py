@@ -338,7 +338,10 @@ def test_the_thread_starts_with_the_first_lease_and_there_is_one(real: Heartbeat
     leases = [short(lambda: True, 3_600_000) for _ in range(2)]
 
     assert real._thread is None
-    keep(real, *leases)
+    keep(real, leases[0])
+    while real._thread is None:
+        threading.Event().wait(0.001)
+    keep(real, leases[1])
 
     started = [thread for thread in threading.enumerate() if thread not in before]
     assert [(thread.name, thread.daemon) for thread in started] == [("idempotency-heartbeat", True)]
@@ -381,9 +384,9 @@ def test_the_thread_sleeps_without_end_where_no_lease_is_kept(real: Heartbeat) -
     lease = short(lambda: True, 3_600_000)
     real.keep(lease)
     lease.end()
+    while (thread := real._thread) is None:
+        threading.Event().wait(0.001)
     real._wake.put(None)
-    thread = real._thread
-    assert thread is not None
 
     thread.join(0.05)
 
@@ -416,11 +419,20 @@ def test_no_error_ends_the_thread(real: Heartbeat, monkeypatch: pytest.MonkeyPat
     assert renewed.wait(30)
 
 
-def test_a_thread_that_died_is_replaced_by_the_next_lease(real: Heartbeat) -> None:
-    dead = threading.Thread(target=lambda: None)
-    dead.start()
-    dead.join()
-    real._thread = dead
+def failing() -> float:
+    raise ValueError
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_died_is_replaced_by_the_next_lease(real: Heartbeat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "RECOVERY_MS", None)  # so that the heartbeat fails where it cannot fail
+    beat = real.beat
+    real.beat = failing  # type: ignore[method-assign]
+    first = short(lambda: True)
+    real.keep(first)
+    while real._thread is not None:
+        threading.Event().wait(0.001)
+    real.beat = beat  # type: ignore[method-assign]
     renewed = threading.Event()
 
     def renew() -> bool:
@@ -435,10 +447,10 @@ def test_a_thread_that_died_is_replaced_by_the_next_lease(real: Heartbeat) -> No
 
 def test_of_two_threads_that_were_started_at_once_one_ends(real: Heartbeat) -> None:
     renewed = threading.Event()
-    real._start()
-    first = real._thread
-    real._start()
-    assert first is not None
+    first = background._started(real._run, (real._wake,), "first")
+    second = background._started(real._run, (real._wake,), "second")
+    while real._thread is not second:
+        threading.Event().wait(0.001)
 
     def renew() -> bool:
         renewed.set()
@@ -456,6 +468,12 @@ def test_of_two_threads_that_were_started_at_once_one_ends(real: Heartbeat) -> N
 def test_a_thread_that_ends_leaves_its_wake_to_the_one_that_goes_on() -> None:
     heart = Heartbeat()
 
+    def end() -> float:
+        heart._thread = None
+        return 0
+
+    heart.beat = end  # type: ignore[method-assign]
+    heart._wake.put(None)
     heart._run(heart._wake)
 
     assert heart._wake.qsize() == 1
