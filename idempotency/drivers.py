@@ -80,6 +80,10 @@ LONGEST_PAUSE_MS: Final = 1_000
 GIVE_UP_MS: Final = 3_000
 
 
+#: How often a write is made that is cancelled each time.
+MAX_WRITES: Final = 3
+
+
 class Call:
     """One call of one function, ready to be driven.
 
@@ -162,8 +166,10 @@ async def adrive(call: Call, store: AsyncBasePersistenceLayer, cached: Refused |
         performer.give_up_unawaited()
         raise
     except BaseException as error:
-        if performer.must_give_up(error):
-            await _to_its_end(performer.wind_up())
+        if performer.held is not None and _is_closing(error):
+            performer.give_up_unawaited()
+        elif performer.must_wind_up(error):
+            await _to_its_end(performer.wind_up)
         raise
 
 
@@ -176,6 +182,8 @@ class _PerformerBase:
         self.clock_ms: Callable[[], int] = store.clock_ms
         #: The claim that was offered and perhaps granted, as long as the function has not run: nobody else would release it.
         self.held: DataRecord | None = None
+        #: Whether the store has said that the claim is ours.
+        self.is_granted = False
         self._fork_count = background.fork_count
 
     def collect_notices(self) -> None:
@@ -198,9 +206,21 @@ class _PerformerBase:
 
     def must_give_up(self, error: BaseException) -> bool:
         """Whether the call ends by *error* with a claim that may be stored, and for which nothing was or will be run."""
-        if self.held is None or self.call.plan.outlives_call:
+        if self.held is None or not self.may_give_up():
             return False
         return not (isinstance(error, Exception) and self.store.is_claim_unsent(error))
+
+    def may_give_up(self) -> bool:
+        """Whether the claim is this process's own, and a release cannot meet another attempt's record.
+
+        A store that ignores owner tokens deletes whatever is there, so that it is asked only for a claim that it has granted.
+        """
+        is_fenced = self.store.supports_leases or self.is_granted
+        return is_fenced and self.is_own_process() and not self.call.plan.outlives_call
+
+    def is_own_process(self) -> bool:
+        """Whether the claim was made here, and not by a parent that has forked since."""
+        return background.fork_count == self._fork_count
 
     def attempt(self, granted: DataRecord) -> Attempt:
         plan = self.call.plan
@@ -220,14 +240,18 @@ class _PerformerBase:
 
     def unrenewable(self, error: Exception) -> Raised:
         """No thread can renew the lease: the function is not run, and the claim is released as if it had failed."""
-        failure = IdempotencyPersistenceLayerError("Failed to start the renewal of the lease; the function was not run", error)
+        failure = IdempotencyPersistenceLayerError("Failed to start the renewal of the lease", error)
         failure.__cause__ = error
-        return Raised(failure, self.clock_ms())
+        advice = "The function was not run; retry the call."
+        return Raised(failure.about(self.call.plan.key, advice, function_ran=False, is_retryable=True), self.clock_ms())
 
     def lease_to_settle(self) -> Lease | None:
         """The lease whose last renewal must have ended before the record is written: it could overwrite a result."""
         lease = self.call.scope.lease
-        if lease is None or self.store.renews_atomically:
+        if lease is None:
+            return None
+        lease.is_ending = True
+        if self.store.renews_atomically:
             return None
         lease.end()
         return lease
@@ -272,7 +296,7 @@ class _PerformerBase:
 class _Performer(_PerformerBase):
     store: BasePersistenceLayer
     #: The claim, and what the function returned, until that is stored.
-    unstored: tuple[DataRecord, Returned] | None = None
+    unstored: tuple[DataRecord, Any] | None = None
 
     def perform_observed(self, effect: Effect) -> Reply:
         """As `perform`; observers hear what the store meets.  Not what stores meet that the function uses, or an observer."""
@@ -331,6 +355,7 @@ class _Performer(_PerformerBase):
         granted = self.store.try_claim(offer)
         now_ms = self.clock_ms()
         if isinstance(granted, DataRecord):
+            self.is_granted = True
             return Granted(granted, now_ms)
         self.held = None
         return Refused(granted.existing, now_ms)
@@ -338,16 +363,15 @@ class _Performer(_PerformerBase):
     def wind_up(self, error: BaseException) -> None:
         """Leave the record as it should be after a call that ends by *error*, within `GIVE_UP_MS`.
 
-        Before the function runs, the claim is released, whether it was stored or not.  If the process is to end between the
+        Before the function runs, the claim is released, whether it was stored or not.  If a signal's handler raises between the
         return of the function and the completion, the result is stored first.
         """
         try:
             if self.must_give_up(error):
                 assert self.held is not None
                 self.store.release(self.held.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
-            elif self.unstored is not None and is_exit(error):
-                granted, ran = self.unstored
-                record = self.call.plan.completed(granted, ran.response_data, ran.now_ms)
+            elif self.unstored is not None and self.is_own_process() and (is_exit(error) or isinstance(error, Exception)):
+                record = self._completed_late(*self.unstored)
                 self.store.complete(record.replace(deadline_ms=self.clock_ms() + GIVE_UP_MS))
         except Exception as trouble:  # noqa: BLE001 - logged
             _log_not_wound_up(self.call.plan.key, trouble)
@@ -365,15 +389,24 @@ class _Performer(_PerformerBase):
             scope.attempt = attempt
             self.held = None
             value = self.call.invoke()
-        except BaseException as error:  # noqa: BLE001 - every way in which a function can end is a reply
+            self.unstored = granted, value
+        except BaseException as error:  # every way in which a function can end is a reply
+            if self.unstored is not None:
+                raise  # a signal's, after the function has returned
             return self.raised(error)
         finally:
             scope.attempt = None
             transaction = attempt.close()
-        reply = self.returned(value, transaction)
-        if isinstance(reply, Returned) and transaction is None:
-            self.unstored = granted, reply
-        return reply
+        if transaction is not None:
+            self.unstored = None  # the result goes with the transaction, or not at all
+        return self.returned(value, transaction)
+
+    def _completed_late(self, granted: DataRecord, value: Any) -> DataRecord:
+        """The record of a call that was interrupted after its function had returned *value*."""
+        reply = self.returned(value, None)
+        if isinstance(reply, Returned):
+            return self.call.plan.completed(granted, reply.response_data, reply.now_ms)
+        return self.call.plan.completed(granted, "", self.clock_ms()).replace(result_kept=False)
 
     def _renewal(self, granted: DataRecord, attempt: Attempt) -> Callable[[Lease], None]:
         return background.by_workers(self.store, _renewing(self, granted, attempt, self.store.renew))
@@ -439,9 +472,9 @@ class _AsyncPerformer(_PerformerBase):
     async def _write(self, effect: Commit | Release | Renew) -> Reply:
         match effect:
             case Commit(record, transaction):
-                await _to_its_end(self.store.commit(record, transaction))
+                await _to_its_end(partial(self.store.commit, record, transaction))
             case Release(record):
-                return STORED if await _to_its_end(self._after_renewals(self.store.release, record)) else GONE
+                return STORED if await _to_its_end(partial(self._after_renewals, self.store.release, record)) else GONE
             case _:
                 await self.store.renew(effect.record)
         return STORED
@@ -461,33 +494,49 @@ class _AsyncPerformer(_PerformerBase):
         granted = await asyncio.shield(claiming)
         now_ms = self.clock_ms()
         if isinstance(granted, DataRecord):
+            self.is_granted = True
             return Granted(granted, now_ms)
         self.held = None
         return Refused(granted.existing, now_ms)
+
+    def must_wind_up(self, error: BaseException) -> bool:
+        """As `must_give_up`; whether a claim that is under way will be granted is seen later."""
+        is_unanswered = self._claiming is not None and not self._claiming.done()
+        return self.must_give_up(error) or (is_unanswered and self.held is not None and not self.call.plan.outlives_call)
 
     async def wind_up(self) -> None:
         """As `_Performer.wind_up`, for a claim that must be given up.  A completion is shielded from cancellation already."""
         import asyncio
 
-        assert self.held is not None
+        held, claiming = self.held, self._claiming
+        assert held is not None
+        assert claiming is not None
         try:
             async with asyncio.timeout(GIVE_UP_MS / 1000):
                 # Whatever came of it: a refusal may be by our own record, and a failure may have been applied.
-                if self._claiming is not None:
-                    await asyncio.wait({self._claiming})
-                await self.store.release(self.held)
+                await asyncio.wait({claiming})
+                self.is_granted = self.is_granted or _has_granted(claiming)
+                if self.may_give_up():
+                    await self.store.release(held)
         except Exception as error:  # noqa: BLE001 - logged
-            _log_not_wound_up(self.held.key, error)
+            if not claiming.done():  # it takes longer than this caller can wait
+                self.give_up_unawaited()
+            _log_not_wound_up(held.key, error)
 
     def give_up_unawaited(self) -> None:
         """Release the claim later, in a call that can no longer wait for anything.  Takes no lock."""
-        held, claiming, store = self.held, self._claiming, self.store
-        if held is None or claiming is None or self.call.plan.outlives_call:
+        held, claiming = self.held, self._claiming
+        if held is None or claiming is None:
             return
-        if claiming.done():
-            store.release_unawaited(held, claiming.get_loop())
+        if claiming.done() or claiming.get_loop().is_closed():
+            self._release_unawaited(held, claiming)
         else:  # called by the loop, if that runs on
-            claiming.add_done_callback(lambda done: store.release_unawaited(held, done.get_loop()))
+            claiming.add_done_callback(lambda done: self._release_unawaited(held, done))
+
+    def _release_unawaited(self, held: DataRecord, claiming: asyncio.Task[DataRecord | Refusal]) -> None:
+        self.is_granted = self.is_granted or (claiming.done() and _has_granted(claiming))
+        if self.may_give_up():
+            self.store.release_unawaited(held, claiming.get_loop())
 
     async def run(self, granted: DataRecord) -> Reply:
         """Run the function, its lease renewed meanwhile where it is one that is."""
@@ -501,9 +550,9 @@ class _AsyncPerformer(_PerformerBase):
         try:
             scope.attempt = attempt
             value = await self.call.invoke()
-        except GeneratorExit:  # the claim is still held: see `give_up_unawaited`
-            raise
-        except BaseException as error:  # noqa: BLE001 - every way in which a function can end is a reply
+        except BaseException as error:  # every way in which a function can end is a reply
+            if _is_closing(error):
+                raise  # the claim is still held: see `give_up_unawaited`
             self.held = None
             return self.raised(error)
         finally:
@@ -544,14 +593,19 @@ class _AsyncPerformer(_PerformerBase):
         def start(lease: Lease) -> None:
             task = loop.create_task(renew(lease))
             tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            task.add_done_callback(partial(end, lease))
+
+        def end(lease: Lease, task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if task.cancelled():  # before it began
+                lease.failed(asyncio.CancelledError())
 
         return lambda lease: _call_soon(loop, start, lease)
 
     async def complete(self, record: DataRecord) -> Reply:
         """Store the result."""
         try:
-            await _to_its_end(self._after_renewals(self.store.complete, record))
+            await _to_its_end(partial(self._after_renewals, self.store.complete, record))
         except Exception as error:  # noqa: BLE001 - sorted out there
             return self.failed(Complete(record), error)
         return STORED
@@ -608,18 +662,24 @@ def pause_ms(tries: int, at_most_ms: int) -> float:
     return min(random.uniform(ceiling / 2, ceiling), at_most_ms)  # noqa: S311 - jitter, not a secret
 
 
-async def _to_its_end(writing: Coroutine[Any, Any, T]) -> T:
-    """Await a write of the record even if the caller is cancelled meanwhile; the cancellation then follows."""
+async def _to_its_end(write: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Await a write of the record even if the caller is cancelled meanwhile; the cancellation then follows.
+
+    The end of `asyncio.run` cancels the write, too, which is then made anew: every write is repeatable.
+    """
     import asyncio
 
-    task = asyncio.ensure_future(writing)
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-        except Exception:  # noqa: BLE001 - task.result() below raises it
+    for _ in range(MAX_WRITES):
+        task = asyncio.ensure_future(write())
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError as error:
+                cancelled = error
+            except Exception:  # noqa: BLE001 - task.result() below raises it
+                break
+        if not task.cancelled():
             break
     if cancelled is not None:
         _retrieved(task)
@@ -631,6 +691,21 @@ def _retrieved(task: asyncio.Future[Any]) -> None:
     """Look at a task's error, so that asyncio does not report it as lost when a cancellation came first."""
     if not task.cancelled():
         task.exception()
+
+
+def _has_granted(claiming: asyncio.Task[DataRecord | Refusal]) -> bool:
+    return not claiming.cancelled() and claiming.exception() is None and isinstance(claiming.result(), DataRecord)
+
+
+def _is_closing(error: BaseException | None) -> bool:
+    """Whether the error ends a coroutine that is being closed: GeneratorExit, or a function's own error in its place."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, GeneratorExit):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _log_not_wound_up(key: str, error: Exception) -> None:

@@ -868,7 +868,7 @@ def _too_old(plan: Plan, existing: DataRecord | None, now_ms: int) -> Steps[Outc
             f"The request of idempotency key {plan.key} was issued longer ago than a result is kept ("
             f"expires_after_seconds={plan.expires_after_ms / 1000:g}), and it has no result. It was not run, because it may have "
             "run before. Find out whether its effect happened; if not, send it again with a new time of issue"
-        )
+        ).about(plan.key, "A retry does not help.")
     )
 
 

@@ -6,9 +6,11 @@ import os
 import sys
 import warnings
 from contextlib import ContextDecorator
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-from idempotency._callables import has_async_code
+from idempotency._callables import ASYNC_GENERATOR, COROUTINE, GENERATOR, has_async_code, has_flag
+from idempotency._callables import called as _called
 from idempotency._environment import Variable
 from idempotency._json import ResultEncoder, result_json
 from idempotency.attempt import Attempt
@@ -154,6 +156,21 @@ class Override(ContextDecorator):
         self._store = store
         self._config = config
 
+    def __call__(self, function: Any) -> Any:
+        """As a decorator of a test, sync or async."""
+        called = _called(function)
+        if has_flag(called, GENERATOR | ASYNC_GENERATOR):
+            raise TypeError("override() does not decorate generator functions: use it in a `with` statement inside")
+        if not has_flag(called, COROUTINE):
+            return super().__call__(function)
+
+        @wraps(function)
+        async def overridden(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return await function(*args, **kwargs)
+
+        return overridden
+
     def __enter__(self) -> None:
         self._handler.enter_override(self, self._store, self._config)
 
@@ -190,12 +207,11 @@ class IdempotencyHandler:
         self._named: tuple[object, str] = (None, f"test-func.{function_name}")
         bound = BoundConfig(config if config is not None else IdempotencyConfig(), persistence_store, is_async=is_async)
         #: Who bound them, and what: first the decorator, then the overrides in the order in which they were entered.
-        self._overrides: tuple[tuple[object, BoundConfig], ...] = ((self, bound),)
-        self._bound = bound
+        self._overrides: list[tuple[object, BoundConfig]] = [(self, bound)]
 
     def execute(self, payload: Any, invoke: Callable[[], Any], invocation: Invocation | None = None) -> Executed | Replayed:
         """Call *invoke* once for the payload's key, or replay its result."""
-        bound = self._bound
+        bound = self._overrides[-1][1]
         invocation = invocation if invocation is not None else _ambient_invocation(bound.config)
         call = self._call(bound, payload, invoke, invocation)
         if call is None:
@@ -216,7 +232,7 @@ class IdempotencyHandler:
         self, payload: Any, invoke: Callable[[], Any], invocation: Invocation | None = None
     ) -> Executed | Replayed:
         """As `execute`, for an async function: *invoke* returns what is to be awaited."""
-        bound = self._bound
+        bound = self._overrides[-1][1]
         invocation = invocation if invocation is not None else _ambient_invocation(bound.config)
         call = self._call(bound, payload, invoke, invocation)
         if call is None:
@@ -235,7 +251,7 @@ class IdempotencyHandler:
 
     def unprotected(self, invoke: Callable[[], Any]) -> Executed:
         """Call *invoke*, come what may: the call has no key, or idempotency is switched off."""
-        store = cast("BasePersistenceLayer", self._bound.store)
+        store = cast("BasePersistenceLayer", self._overrides[-1][1].store)
         attempt, scope = Attempt.unprotected(store.begin), CallScope()
         try:
             try:
@@ -253,7 +269,7 @@ class IdempotencyHandler:
 
     async def aunprotected(self, invoke: Callable[[], Any]) -> Executed:
         """As `unprotected`, for an async function."""
-        store = cast("AsyncBasePersistenceLayer", self._bound.store)
+        store = cast("AsyncBasePersistenceLayer", self._overrides[-1][1].store)
         attempt, scope = Attempt.unprotected(store.begin), CallScope()
         try:
             try:
@@ -284,19 +300,16 @@ class IdempotencyHandler:
 
     def enter_override(self, override: Override, store: Store | None, config: IdempotencyConfig | None) -> None:
         """For `Override`: bind another store or configuration."""
-        before = self._bound
+        before = self._overrides[-1][1]
         bound = BoundConfig(
             before.config if config is None else config, before.store if store is None else store, is_async=self._is_async
         )
-        self._overrides = (*self._overrides, (override, bound))
-        self._bound = bound
+        self._overrides.append((override, bound))
 
     def leave_override(self, override: Override) -> None:
         """For `Override`: forget what it has bound last, whatever was entered and left meanwhile."""
-        kept = list(self._overrides)
-        last = max(place for place, (owner, _) in enumerate(kept) if owner is override)
-        self._overrides = (*kept[:last], *kept[last + 1 :])
-        self._bound = self._overrides[-1][1]
+        entered = [each for each in list(self._overrides) if each[0] is override]
+        self._overrides.remove(entered[-1])  # each step is atomic: threads may leave theirs at the same time
 
     def _call(self, bound: BoundConfig, payload: Any, invoke: Callable[[], Any], invocation: Invocation) -> Call | None:
         """The call, planned; None if it has no key and runs unprotected."""
@@ -479,12 +492,12 @@ def _digests(bound: BoundConfig, payload: Any) -> tuple[str | None, str, str | N
 def _issued_ms(issue_time: IssueTime, payload: Any) -> int:
     try:
         return issue_time.ms(payload)
-    except IdempotencyKeyError:
+    except IdempotencyKeyError as error:
+        error.about(None, NO_KEY)
         raise
     except Exception as error:
         failure = IdempotencyPersistenceLayerError(CLAIM_FAILED[0], error)
-        failure.add_note("The time of issue could not be read from the payload. The function was not run.")
-        raise failure from error
+        raise failure.about(None, f"The time of issue could not be read. {NO_KEY}", function_ran=False) from error
 
 
 def _life_ms(config: IdempotencyConfig) -> int:

@@ -42,7 +42,6 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Callable
     from threading import Thread
 
@@ -63,6 +62,10 @@ MAX_WAIT_MS: Final = 60_000
 MIN_WAIT_MS: Final = 5
 #: How long the heartbeat waits after an error that nobody foresaw.
 RECOVERY_MS: Final = 1_000
+
+#: Levels of logging, which is imported only where something is logged.
+DEBUG: Final = 10
+WARNING: Final = 30
 
 #: How long the interpreter's exit waits for calls that are under way.
 EXIT_SECONDS: Final = 3.0
@@ -136,6 +139,8 @@ class Workers:
 
     def submit_in_finalizer(self, call: Callable[[], object]) -> None:
         """Have one of the workers that exist make the call.  Starts no thread and takes no lock."""
+        if not self._threads:
+            return  # the store and its workers are being collected, too
         self._unfinished.append(None)
         self._jobs.put([call])
 
@@ -173,7 +178,7 @@ def _work(jobs: SimpleQueue[list[Callable[[], object]] | None], unfinished: dequ
         try:
             call()
         except BaseException as error:  # noqa: BLE001 - nothing ends a worker
-            _logger().warning("A call of a store failed in the background: %s", error)
+            _log(WARNING, "A call of a store failed in the background: %s", error)
         unfinished.pop()
         del call  # it may keep an error, and the frames of its caller
     jobs.put(None)
@@ -238,6 +243,7 @@ class Lease:
         "_waiting",
         "due_at",
         "has_failed",
+        "is_ending",
         "is_over",
         "key",
     )
@@ -262,6 +268,8 @@ class Lease:
         self._is_under_way = False
         self._waiting: deque[Callable[[], object]] = deque()
         self.is_over = False
+        #: Whether the attempt is about to write the end of its record, which a renewal under way may meet.
+        self.is_ending = False
         self.has_failed = False
 
     def end(self) -> None:
@@ -336,18 +344,16 @@ class Lease:
             self.has_failed = False
             self._due_in(self._every_ms)
         else:
-            _logger().warning(
-                "The lease of idempotency key %s is lost: another attempt holds the key, and will provide the result",
-                self.key,
-            )
+            if not self.is_ending and not self.is_over:
+                _log(WARNING, "The lease of idempotency key %s is lost: its record is another attempt's, or gone", self.key)
             self.end()
         self._leave()
 
     def failed(self, error: BaseException) -> None:
         """The renewal has failed, and is tried again soon."""
         # Once at WARNING: the tries that follow rarely fail for another reason.
-        log = _logger().debug if self.has_failed else _logger().warning
-        log(
+        _log(
+            DEBUG if self.has_failed else WARNING,
             "The lease of idempotency key %s was not renewed; it is tried again soon: %s",
             self.key,
             str(error) or type(error).__name__,
@@ -444,7 +450,7 @@ class Heartbeat:
                 self._begin(lease)
             return inf if lease.is_over else lease.until_due_ms(self.monotonic())
         except Exception:  # noqa: BLE001 - of a clock that the user has given: it is asked again
-            _logger().warning("The lease of idempotency key %s was not renewed", lease.key, exc_info=True)
+            _log(WARNING, "The lease of idempotency key %s was not renewed: its clock failed", lease.key)
             return RECOVERY_MS
 
     def _begin(self, lease: Lease) -> None:
@@ -473,8 +479,8 @@ class Heartbeat:
                 wake.get(timeout=wait_seconds)
             except Empty:
                 continue
-            except BaseException:  # noqa: BLE001 - nothing ends the heartbeat
-                _logger().warning("The heartbeat goes on after an error", exc_info=True)
+            except BaseException as error:  # noqa: BLE001 - nothing ends the heartbeat
+                _log(WARNING, "The heartbeat goes on after an error: %s", error)
                 _pause(RECOVERY_MS / 1000)
 
 
@@ -574,7 +580,9 @@ def _end_calls() -> None:
 atexit.register(_end_calls)
 
 
-def _logger() -> logging.Logger:
+def _log(level: int, message: str, *arguments: object) -> None:
+    """Log, whatever handlers and filters raise: they must not end a thread."""
     import logging  # imported lazily: speeds up cold start
 
-    return logging.getLogger(__name__)
+    with suppress(Exception):
+        logging.getLogger(__name__).log(level, message, *arguments)

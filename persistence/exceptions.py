@@ -280,6 +280,8 @@ class IdempotencyRequestTooOldError(IdempotencyValidationError):
     Whether it ran before is not known.  A retry gets the same error, so a queue moves the message to its dead-letter queue.
     """
 
+    function_ran: bool | None = None
+
 
 class IdempotencyBulkIncompleteError(IdempotencyPersistenceLayerError):
     """Bulk work on a table came to an end before it was done; what was written stays written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from contextvars import Context, copy_context
@@ -223,3 +224,26 @@ def test_an_override_that_is_entered_twice_is_left_where_it_was_entered_last(sto
         function(order=2)
 
     assert (len(first._records), len(second._records)) == (1, 1)
+
+
+def test_an_override_decorates_async_functions_and_refuses_generators(store: CountingStore, clock: FakeClock) -> None:
+    other = CountingStore(clock_ms=clock)
+
+    @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+    def function(order: int) -> int:
+        return order
+
+    override: Any = function.override(persistence_store=other)
+
+    @override
+    async def story() -> None:
+        function(order=1)
+
+    asyncio.run(story())
+    assert (len(other._records), len(store._records)) == (1, 0)
+
+    with pytest.raises(TypeError, match="does not decorate generator functions"):
+
+        @override
+        def generate() -> Any:
+            yield function(order=2)

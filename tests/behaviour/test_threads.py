@@ -428,6 +428,229 @@ def test_a_forked_child_of_an_async_function_writes_nothing(store: CountingStore
     assert store._records[KEY].stored_status == "INPROGRESS"
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_forked_child_gives_up_nothing_of_its_parents(
+    store: CountingStore, monkeypatch: pytest.MonkeyPatch, is_async: bool
+) -> None:
+    def fork_while_claiming(data_record: Any) -> Any:
+        monkeypatch.setattr(background, "fork_count", background.fork_count + 1)
+        raise SystemExit if not is_async else ConnectionError
+
+    monkeypatch.setattr(store, "_put_record", fork_while_claiming)
+    with pytest.raises((SystemExit, IdempotencyPersistenceLayerError)):
+        Form("idempotent_function", is_async).decorate(Work(), store)("o-1")
+
+    assert store.asked == []
+
+
+def test_a_coroutine_of_the_parent_that_a_child_collects_keeps_its_claim(
+    store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        started = asyncio.Event()
+
+        @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+        async def function(order: str) -> None:
+            started.set()
+            await asyncio.get_running_loop().create_future()
+
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # a task whose coroutine is closed is reported
+        calling = asyncio.ensure_future(function(order="o-1"))
+        await started.wait()
+        monkeypatch.setattr(background, "fork_count", background.fork_count + 1)
+        calling.get_coro().close()  # type: ignore[union-attr]
+        monkeypatch.undo()
+        while not background.call_workers(store).is_idle:
+            await asyncio.to_thread(threading.Event().wait, 0.001)
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+    assert "delete" not in store.asked
+
+
+# Stores that ignore owner tokens
+
+
+class Tokenless(CountingStore):
+    """As a layer written for Powertools: a release deletes whatever is there."""
+
+    supports_leases = False
+
+    def _delete_record(self, data_record: Any) -> None:  # type: ignore[override]  # Powertools' hook returns nothing
+        self.asked.append("delete")
+        self._records.pop(data_record.key, None)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_claim_that_was_not_granted_is_never_released_where_tokens_are_ignored(clock: FakeClock, is_async: bool) -> None:
+    store = Tokenless(clock_ms=clock)
+    function = Form("idempotent_function", is_async).decorate(Work("paid"), store)
+    assert function("o-1") == "paid"
+    put = store._put_record
+    store._put_record = failing(ConnectionError("reset"))  # type: ignore[method-assign]
+    with pytest.raises(IdempotencyPersistenceLayerError):
+        function("o-1")
+
+    store._put_record = put  # type: ignore[method-assign]
+    assert store._records[KEY].stored_status == "COMPLETED"
+    assert function("o-1") == "paid"
+
+
+def test_a_call_that_is_cancelled_while_another_attempt_runs_leaves_its_record_alone(clock: FakeClock) -> None:
+    store = Tokenless(clock_ms=clock)
+
+    async def story() -> None:
+        started, may_end = asyncio.Event(), asyncio.Event()
+
+        @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+        async def function(order: str) -> str:
+            started.set()
+            await may_end.wait()
+            return "paid"
+
+        first = asyncio.ensure_future(function(order="o-1"))
+        await started.wait()
+        second: Any = function(order="o-1")
+        second.send(None)
+        second.close()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(function(order="o-1"), 0)
+        may_end.set()
+        assert await first == "paid"
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+    assert "delete" not in store.asked
+
+
+# The ends of loops and closed coroutines
+
+
+def test_the_end_of_a_loop_loses_no_result(clock: FakeClock) -> None:
+    """`asyncio.run` cancels every task that is left, those of writes included."""
+    completing, may_go_on = threading.Event(), threading.Event()
+
+    class Slow(CountingStore):
+        def _update_record(self, data_record: Any) -> None:
+            completing.set()
+            may_go_on.wait(30)
+            super()._update_record(data_record)
+
+    store = Slow(clock_ms=clock)
+
+    @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+    async def function(order: str) -> str:
+        return "paid"
+
+    async def story() -> None:
+        story.left = asyncio.ensure_future(function(order="o-1"))  # type: ignore[attr-defined]
+        await asyncio.to_thread(completing.wait, 30)
+        asyncio.get_running_loop().call_later(0, may_go_on.set)
+
+    asyncio.run(story())
+
+    assert store._records[KEY].stored_status == "COMPLETED"
+
+
+def test_a_function_that_turns_the_closing_of_its_coroutine_into_its_own_error_releases_its_key(clock: FakeClock) -> None:
+    class OwnError(Exception):
+        pass
+
+    released = threading.Event()
+
+    class Deleting(CountingStore):
+        def _delete_record(self, data_record: Any) -> bool:
+            deleted = super()._delete_record(data_record)
+            released.set()
+            return bool(deleted)
+
+    store = Deleting(clock_ms=clock)
+
+    async def story() -> None:
+        started = asyncio.Event()
+
+        @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+        async def function(order: str) -> None:
+            started.set()
+            try:
+                await asyncio.get_running_loop().create_future()
+            except BaseException as error:
+                raise OwnError from error
+
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # a task whose coroutine is closed is reported
+        calling = asyncio.ensure_future(function(order="o-1"))
+        await started.wait()
+        with pytest.raises(OwnError):
+            calling.get_coro().close()  # type: ignore[union-attr]
+        await asyncio.to_thread(released.wait, 30)
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+    assert store._records == {}
+
+
+def test_a_claim_that_takes_longer_than_a_cancelled_caller_can_wait_is_given_up_later(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idempotency.drivers.GIVE_UP_MS", 1)
+    claiming, may_go_on, released = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(CountingStore):
+        def _put_record(self, data_record: Any) -> Any:
+            claiming.set()
+            may_go_on.wait(30)
+            return super()._put_record(data_record)
+
+        def _delete_record(self, data_record: Any) -> bool:
+            deleted = super()._delete_record(data_record)
+            released.set()
+            return bool(deleted)
+
+    store = Slow(clock_ms=clock)
+
+    @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+    async def function(order: str) -> None:
+        raise AssertionError("it is cancelled before")
+
+    async def story() -> None:
+        calling = asyncio.ensure_future(function(order="o-1"))
+        await asyncio.to_thread(claiming.wait, 30)
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        may_go_on.set()
+        await asyncio.to_thread(released.wait, 30)
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+    assert store._records == {}
+
+
+def test_a_renewal_whose_task_is_cancelled_before_it_begins_is_made_again(clock: FakeClock, heart: background.Heartbeat) -> None:
+    async def story() -> None:
+        client = AsyncPlain()
+        store = AsyncCachePersistenceLayer(client=client)
+        store.clock_ms = clock
+
+        @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+        async def function(order: str) -> None:
+            before = client.plain.texts[KEY]
+            me = asyncio.current_task()
+            clock.advance(ms=20_000)
+            heart.beat()
+            asyncio.get_running_loop().call_soon(lambda: [task.cancel() for task in asyncio.all_tasks() - known])
+            known = {*asyncio.all_tasks(), me}
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert client.plain.texts[KEY] == before
+            clock.advance(ms=20_000)
+            heart.beat()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert client.plain.texts[KEY] != before
+
+        await function(order="o-1")
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
 # Claims that are refused
 
 

@@ -689,6 +689,56 @@ def test_a_hanging_store_and_a_dying_renewal_leave_another_stores_leases_intact(
         lease.end()
 
 
+@pytest.fixture
+def broken_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler of the user's that raises: its pipe is full, say."""
+
+    def fail(*_: object) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(logging.getLogger("persistence.background"), "log", fail)
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_a_log_that_fails_ends_no_renewals(heart: Heartbeat, renewals: Renewals, clock: FakeClock) -> None:
+    renewals.fails_with = ConnectionError("reset")
+    lease = lease_of(renewals, clock)
+    heart.keep(lease)
+    clock.advance(ms=3_000)
+    heart.beat()
+    renewals.fails_with = None
+    clock.advance(ms=3_000)
+    heart.beat()
+
+    assert renewals.at_ms == [3_000, 6_000]
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_a_log_that_fails_ends_no_worker() -> None:
+    workers, done = Workers("test", 1), threading.Event()
+
+    def fail() -> None:
+        raise ValueError
+
+    workers.submit(fail)
+    workers.submit(done.set)
+
+    assert done.wait(30)
+
+
+@pytest.mark.parametrize("ends", ["is_ending", "is_over"])
+def test_a_renewal_that_its_own_attempts_end_overtook_is_no_lost_lease(
+    heart: Heartbeat, renewals: Renewals, clock: FakeClock, caplog: pytest.LogCaptureFixture, ends: str
+) -> None:
+    renewals.is_lost = True
+    lease = lease_of(lambda: setattr(lease, ends, True) or renewals(), clock)
+    heart.keep(lease)
+    clock.advance(ms=3_000)
+    heart.beat()
+
+    assert caplog.records == []
+
+
 # Processes
 
 

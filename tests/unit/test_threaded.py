@@ -438,7 +438,7 @@ def test_a_release_in_the_background_starts_no_thread(monkeypatch: pytest.Monkey
 
     asyncio.run(story())
 
-    assert not background.call_workers(store.store).is_idle
+    assert background.call_workers(store.store).is_idle
 
 
 def test_store_calls_do_not_wait_for_the_users_own_blocking_calls() -> None:
