@@ -156,6 +156,8 @@ def elements_of(value: Any) -> list[Any] | None:
 
 def container_of(value: Any) -> Any:
     """A dict or list for what has this JSON form, for functions that take nothing else; any other value as it is."""
+    if type(value) in (dict, list, str):
+        return value
     form = _form(value)
     if issubclass(type(form), dict):
         return dict(form)

@@ -105,7 +105,9 @@ IMPURE = {"time", "time_ns", "monotonic", "now", "utcnow", "today", "uuid1", "uu
 CORE = [
     "idempotency.execution",
     "idempotency.key",
+    "idempotency._interpreter",
     "idempotency._json",
+    "idempotency._objects",
     "persistence.rules",
     "persistence._dynamodb_items",
     "persistence._user_requests",

@@ -418,6 +418,9 @@ COMPLETE: list[tuple[str, Any]] = [
     ("not_null(body.[user, order], id)", {"id": 1}),
     ("to_string(user)", {"user": 1}),
     ("map(&id, items)", {"items": [{"id": 1}]}),
+    ("[id, ![user, order]]", {"id": 1}),
+    ("not_null([user, order][5], id)", {"id": 1}),
+    ("[id, items[*].to_number([id, kind])]", {"id": 1, "items": [{"id": 1}]}),
 ]
 
 
@@ -491,25 +494,30 @@ def test_a_gap_is_reported_with_an_unchanged_key(expression: str, payload: Any, 
 
 
 def test_a_gap_is_one_calls_own() -> None:
-    """Also of a call inside another one, and after one that failed."""
+    """Also of a call inside another one, of the call after it, and of one after a call that failed."""
     gaps: list[Any] = []
 
     class Nesting(Functions):
-        @signature({"types": []})  # type: ignore[misc]
-        def _func_nested(self, value: Any) -> Any:
-            if value == "fail":
-                raise ValueError
-            gaps.append(extractor.digests({"user": 1, "inner": value and value - 1})[2] if value else None)
+        @signature({"types": ["object"]})  # type: ignore[misc]
+        def _func_nested(self, payload: Any) -> Any:
+            gaps.append(extractor.digests(payload)[2] if "inner" in payload else None)
             return 1
 
-    expression = "[user, nested(inner), order]"
-    extractor = KeyExtractor(event_key_jmespath=expression, jmespath_options={"custom_functions": Nesting()}, finds_gaps=True)
+    extractor = KeyExtractor(
+        event_key_jmespath="[[user, order], nested(inner)]",
+        jmespath_options={"custom_functions": Nesting()},
+        finds_gaps=True,
+    )
+    complete: Any = {"user": 1, "order": 2, "inner": {}}
+    lacking: Any = {"user": 1, "inner": {}}
 
-    assert extractor.digests({"user": 1, "order": 2, "inner": 2})[2] is None
-    assert gaps == [None, "order", "order"]
+    assert extractor.digests(complete | {"inner": lacking})[2] is None
+    assert extractor.digests(lacking | {"inner": complete})[2] == "order"
+    assert extractor.digests(complete)[2] is None
     with pytest.raises(SelectionError):
-        extractor.digests({"inner": "fail"})
-    assert extractor.digests({"user": 1, "order": 2, "inner": 0})[2] is None
+        extractor.digests(lacking | {"inner": "no object"})
+    assert extractor.digests(complete)[2] is None
+    assert gaps == [None, "order", None, None, None, None]
 
 
 def test_a_failure_of_the_expression_stays_one_where_all_of_it_is_required() -> None:

@@ -489,8 +489,16 @@ class Waiting:
 
 
 def test_an_object_that_only_has_a_method_of_that_name_is_not_asked() -> None:
-    with pytest.raises(SelectionError):
+    with pytest.raises(SelectionError, match="^Object of type Waiting is not JSON serializable"):
         digests({"x": Waiting()}, event_key_jmespath="x.id")
+
+
+def test_a_class_is_not_taken_for_one_of_its_objects() -> None:
+    class Sample:
+        raw_event: Any = {"id": 1}  # noqa: RUF012 - as an instance has it
+
+    assert data_of(Sample()) == {"id": 1}
+    assert data_of(Sample) is Sample
 
 
 def test_an_event_object_is_its_event_although_it_is_a_mapping() -> None:

@@ -192,6 +192,7 @@ PLACES: dict[str, tuple[Any, int | None, bool]] = {
     "partial with the payload": (functools.partial(plain, order=7), None, True),
     "partial of a partial": (functools.partial(functools.partial(plain, "ann"), note="n"), 0, True),
     "partial of positional only": (functools.partial(lambda customer, order, /: None, "ann"), 0, False),
+    "partial with all positional only": (functools.partial(lambda customer, /, order: None, "ann"), 0, True),
     "partial of wrapped": (functools.partial(wrapped(plain), "ann"), None, True),
     "partial of ours": (functools.partial(safe(plain), "ann"), 0, True),
     "partial of its own": (PartialOfItsOwn(first), None, True),
