@@ -565,9 +565,7 @@ class TestReleaseOrphan:
         assert peek(KEY) is None
 
     @pytest.mark.parametrize("even_if_leased", [False, True])
-    @pytest.mark.parametrize(
-        ("seen", "holder"), [("a", "b"), ("", "b"), ("b", "")], ids=["both tokens", "no token was seen", "no token now"]
-    )
+    @pytest.mark.parametrize(("seen", "holder"), [("a", "b"), ("", "b"), ("b", "")], ids=["both", "seen without", "now without"])
     def test_another_attempts_record_is_left_alone(
         self, verbs: Verbs, clock: FakeClock, peek: Peek, seen: str, holder: str, even_if_leased: bool
     ) -> None:
