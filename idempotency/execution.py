@@ -956,9 +956,9 @@ def _withdrawn(plan: Plan, granted: DataRecord, executed: Executed | None, uncom
 
 def _is_remembered(executed: Executed | None, now_ms: int) -> bool:
     """Whether the record would still show that the transaction was written: its completion expires later, by every clock."""
-    if executed is None or executed.record is None or executed.record.expiry_timestamp is None:
-        return False
-    return now_ms + CLOCK_DIFFERENCE_MS < executed.record.expiry_timestamp * 1000
+    assert executed is not None  # else it was never sent, and nobody asks
+    assert executed.record is not None
+    return now_ms + CLOCK_DIFFERENCE_MS < (executed.record.expiry_timestamp or 0) * 1000
 
 
 def _tell_released(key: str, error: BaseError, *, is_unwritten: bool) -> None:

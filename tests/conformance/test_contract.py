@@ -644,7 +644,7 @@ class TestReleaseOrphan:
         assert peek(KEY) is None
 
     @pytest.mark.parametrize("even_if_leased", [False, True])
-    @pytest.mark.parametrize(("seen", "holder"), [("a", "b"), ("", "b"), ("b", "")], ids=["ours", "was none", "is none"])
+    @pytest.mark.parametrize(("seen", "holder"), [("a", "b"), ("", "b"), ("b", "")], ids=["both", "seen without", "now without"])
     def test_another_attempts_record_is_left_alone(
         self, verbs: Verbs, clock: FakeClock, peek: Peek, seen: str, holder: str, even_if_leased: bool
     ) -> None:
