@@ -97,6 +97,39 @@ def test_a_store_in_trouble_is_given_up_in_time(
     assert 1000 * seconds - 300 < sum(clock.slept_ms) < 1000 * seconds + 300
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda step: DynamoDBPersistenceLayer("table", boto3_client=SteppingBack(step, throttled)),
+        lambda step: CachePersistenceLayer(client=SteppingBack(step, Disconnected.get)),
+    ],
+    ids=["dynamodb", "cache"],
+)
+def test_a_clock_that_is_set_back_during_the_first_request_prolongs_nothing(make: Callable[..., Any]) -> None:
+    clock = FakeClock()
+    store = using(make(lambda: clock.advance(seconds=-3_600)), clock)
+
+    with pytest.raises(IdempotencyPersistenceLayerError):
+        store.complete(DONE.replace(deadline_ms=clock() + 5_000))
+
+    assert sum(clock.slept_ms) == pytest.approx(4_900, abs=50)
+
+
+class SteppingBack:
+    """A client in trouble, at whose first call something happens."""
+
+    def __init__(self, step: Callable[[], object], trouble: Callable[..., Any]) -> None:
+        self.steps = [step]
+        self.trouble = trouble
+
+    def update_item(self, *_arguments: Any, **_options: Any) -> Any:
+        if self.steps:
+            self.steps.pop()()
+        self.trouble()
+
+    put_item = get_item = delete_item = get = set = delete = update_item
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_another_attempt_is_waited_for_no_longer_than_configured(is_async: bool, clock: StrangeClock) -> None:
     store = using(CountingStore(clock_ms=clock), clock)

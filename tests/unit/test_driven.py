@@ -20,6 +20,7 @@ from persistence.cache import CachePersistenceLayer
 from persistence.datarecord import DataRecord
 from persistence.dynamodb import DynamoDBPersistenceLayer
 from persistence.exceptions import IdempotencyItemAlreadyExistsError, IdempotencyPersistenceLayerError
+from persistence.lean import LeanClient
 from persistence.threaded import ThreadedPersistenceLayer
 
 if TYPE_CHECKING:
@@ -259,6 +260,19 @@ def test_the_client_is_made_and_called_in_a_worker_which_alone_is_marked_as_send
     assert all(name.startswith("idempotency-store") for name in makers + client.threads)
 
 
+def test_a_client_that_tries_once_by_itself_needs_no_mark(clock: FakeClock) -> None:
+    """The mark is for botocore, and costs a tenth of this library's part of a request."""
+
+    class Once(Client):
+        tries_once = True
+
+    client = Once()
+    dynamodb(client, clock).complete(DONE)
+
+    assert client.are_sending == [False]
+    assert LeanClient.tries_once is True
+
+
 def test_a_large_result_is_compressed_in_a_worker(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
     """It would keep the event loop busy."""
     threads: list[str] = []
@@ -288,6 +302,18 @@ class OwnUpdate(DynamoDBPersistenceLayer):
     def _update_record(self, data_record: DataRecord) -> None:
         self.put_by = threading.current_thread().name
         super()._update_record(data_record)
+
+
+def test_a_completion_whose_claim_has_vanished_and_that_may_not_be_written_anew_tells_why(clock: FakeClock) -> None:
+    class Denying(Client):
+        def update_item(self, **_request: Any) -> Any:
+            return refused()
+
+        def put_item(self, **_request: Any) -> Any:
+            raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no PutItem"}}, "PutItem")
+
+    with pytest.raises(IdempotencyPersistenceLayerError, match="no PutItem"):
+        dynamodb(Denying(), clock).complete(DONE)
 
 
 @pytest.mark.parametrize(("own", "verb"), [(OwnPut, "claim"), (OwnUpdate, "complete")])

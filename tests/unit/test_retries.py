@@ -14,7 +14,7 @@ from botocore import exceptions as sdk
 from botocore.parsers import ResponseParserError
 from doubles import START_MS, FakeClock
 
-from persistence._lean_errors import LostAnswerError, NotSentError
+from persistence._lean_errors import CredentialsError, LostAnswerError, NotSentError
 from persistence._procedures import run
 from persistence._retries import (
     BUSY,
@@ -32,6 +32,8 @@ from persistence._retries import (
     is_unknown,
     is_unreadable,
     is_unsent,
+    is_unsigned,
+    may_be_signed,
     refusing_item,
     retry_after_ms,
     sending,
@@ -891,8 +893,11 @@ def test_where_nobody_has_imported_botocore_no_error_is_the_sdks(monkeypatch: py
 
     assert not is_unknown(error)
     assert not is_unsent(error)
+    assert not is_unsigned(error)
     assert is_unknown(LostAnswerError("cut off"))
     assert is_unsent(NotSentError("no connection"))
+    assert is_unsigned(CredentialsError("no credentials"))
+    assert not may_be_signed(CredentialsError("no credentials"))
     assert "botocore.exceptions" not in sys.modules
 
 
