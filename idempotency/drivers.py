@@ -84,6 +84,10 @@ GIVE_UP_MS: Final = 3_000
 MAX_WRITES: Final = 3
 
 
+#: What a function has returned that has not returned yet.
+_NOTHING: Final[Any] = object()
+
+
 class Call:
     """One call of one function, ready to be driven.
 
@@ -384,15 +388,16 @@ class _Performer(_PerformerBase):
                 self.keep_lease(granted, self._renewal(granted, attempt))
             except background.ThreadUnavailableError as error:
                 return self.unrenewable(error)
-        scope = self.call.scope
+        scope, value = self.call.scope, _NOTHING
         try:
             scope.attempt = attempt
             self.held = None
             value = self.call.invoke()
             self.unstored = granted, value
         except BaseException as error:  # every way in which a function can end is a reply
-            if self.unstored is not None:
-                raise  # a signal's, after the function has returned
+            if value is not _NOTHING:  # a signal's, after the function has returned
+                self.unstored = granted, value
+                raise
             return self.raised(error)
         finally:
             scope.attempt = None

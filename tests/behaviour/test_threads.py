@@ -22,6 +22,7 @@ from idempotency import (
     idempotent_function,
 )
 from persistence import background
+from persistence.scope import innermost_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -551,6 +552,56 @@ def test_the_end_of_a_loop_loses_no_result(clock: FakeClock) -> None:
     assert store._records[KEY].stored_status == "COMPLETED"
 
 
+def test_the_end_of_a_loop_loses_no_result_of_a_native_store(clock: FakeClock) -> None:
+    """Its write is a task of that loop, which is cancelled with all others."""
+    client = AsyncPlain()
+    store = AsyncCachePersistenceLayer(client=client)
+    store.clock_ms = clock
+    kept: list[Any] = []
+
+    @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+    async def function(order: str) -> str:
+        client.holds_next_set = True
+        return "paid"
+
+    async def story() -> None:
+        kept.append(asyncio.ensure_future(function(order="o-1")))
+        await client.renewing.wait()  # its completion is under way
+
+    asyncio.run(story())
+
+    assert "COMPLETED" in client.plain.texts[KEY]
+
+
+def test_a_renewal_that_meets_its_own_attempts_completion_is_no_lost_lease(
+    clock: FakeClock, heart: background.Heartbeat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(background, "renewal_workers", REAL_WORKERS)
+    renewing, may_renew = threading.Event(), threading.Event()
+
+    class Slow(CountingStore):
+        def _update_record(self, data_record: Any) -> None:
+            if data_record.stored_status == "INPROGRESS":
+                renewing.set()
+                may_renew.wait(30)
+            super()._update_record(data_record)
+            if data_record.stored_status == "COMPLETED":
+                may_renew.set()
+                while not background.renewal_workers(self).is_idle:
+                    threading.Event().wait(0.001)
+
+    store = Slow(clock_ms=clock)
+
+    def run(_event: Any) -> None:
+        clock.advance(ms=20_000)
+        heart.beat()
+        assert renewing.wait(30)
+
+    Form("idempotent_function", is_async=False).decorate(run, store)("o-1")
+
+    assert caplog.records == []
+
+
 def test_a_function_that_turns_the_closing_of_its_coroutine_into_its_own_error_releases_its_key(clock: FakeClock) -> None:
     class OwnError(Exception):
         pass
@@ -674,3 +725,117 @@ def test_a_refused_call_that_fails_later_releases_nothing(clock: FakeClock) -> N
     Form("idempotent_function", is_async=False).decorate(run, store)("o-1")
 
     assert store.asked == ["put", "put", "get", "update"]
+
+
+@pytest.mark.parametrize("error", [None, ValueError()], ids=["returns", "fails"])
+def test_the_child_of_a_function_that_forked_gets_what_its_own_run_came_to(
+    store: CountingStore, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    def fork(_event: Any) -> str:
+        monkeypatch.setattr(background, "fork_count", background.fork_count + 1)
+        if error is not None:
+            raise error
+        return "of the child"
+
+    function = Form("idempotent_function", is_async=False).decorate(fork, store)
+    answers: list[str] = []
+    with suppress(ValueError):
+        answers.append(function("o-1"))
+
+    assert answers == (["of the child"] if error is None else [])
+    assert store.asked == ["put"]
+
+
+@pytest.mark.parametrize("trouble", [None, ConnectionError("reset")], ids=["well", "badly"])
+def test_the_loop_releases_the_key_of_a_coroutine_that_is_closed(
+    clock: FakeClock, trouble: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> str:
+        client, started, released = AsyncPlain(), asyncio.Event(), asyncio.Event()
+        store = AsyncCachePersistenceLayer(client=client)
+        store.clock_ms = clock
+        store.sleep_ms = fast  # type: ignore[method-assign]
+        release = store.release
+
+        async def noting(record: Any) -> bool:
+            try:
+                if trouble is not None:
+                    raise trouble
+                return await release(record)
+            finally:
+                asyncio.get_running_loop().call_soon(released.set)
+
+        store.release = noting  # type: ignore[method-assign]
+
+        @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+        async def function(order: str) -> None:
+            started.set()
+            await asyncio.get_running_loop().create_future()
+
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # a task whose coroutine is closed is reported
+        calling = asyncio.ensure_future(function(order="o-1"))
+        await started.wait()
+        calling.get_coro().close()  # type: ignore[union-attr]
+        await released.wait()
+        await asyncio.sleep(0)
+        return client.plain.texts.get(KEY, "")
+
+    async def fast(_ms: float) -> None: ...
+
+    text = asyncio.run(asyncio.wait_for(story(), 30))
+
+    assert bool(text) is (trouble is not None)
+    assert ["was not released" in record.getMessage() for record in caplog.records] == [True] * (trouble is not None)
+
+
+@pytest.mark.parametrize("store_is_async", [False, True])
+def test_nothing_is_released_by_a_loop_that_is_closed(clock: FakeClock, store_is_async: bool) -> None:
+    client = AsyncPlain()
+    asynchronous = AsyncCachePersistenceLayer(client=client)
+    asynchronous.clock_ms = clock
+    store: Any = asynchronous if store_is_async else CountingStore(clock_ms=clock)
+    kept: list[Any] = []
+
+    async def story() -> None:
+        started = asyncio.Event()
+
+        @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+        async def function(order: str) -> None:
+            started.set()
+            await asyncio.get_running_loop().create_future()
+
+        calling: Any = function(order="o-1")
+        waiting = asyncio.ensure_future(calling)
+        await started.wait()
+        kept.extend([calling, waiting])
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # a task that is left behind is reported
+    loop.run_until_complete(story())
+    loop.close()
+    kept[0].close()
+    kept.clear()
+    gc.collect()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_signal_that_comes_while_a_call_is_left_leaves_nothing_of_it(
+    store: CountingStore, monkeypatch: pytest.MonkeyPatch, is_async: bool
+) -> None:
+    from idempotency import handler
+
+    leave, left = handler._leave, []
+
+    def interrupted(*arguments: Any) -> None:
+        left.append("left")
+        if len(left) == 1:
+            raise KeyboardInterrupt
+        leave(*arguments)
+
+    monkeypatch.setattr(handler, "_leave", interrupted)
+    function = Form("idempotent_function", is_async).decorate(Work("done"), store)
+    with pytest.raises(KeyboardInterrupt):
+        function("o-1")
+
+    assert left == ["left", "left"]
+    assert innermost_scope() is None

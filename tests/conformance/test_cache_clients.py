@@ -454,7 +454,8 @@ def test_refused_credentials_show_at_the_first_use_and_at_once(
     assert clock.slept_ms == []
     assert isinstance(refused.value, IdempotencyPersistenceLayerError)
     assert str(refused.value).startswith("Failed to save in progress record to idempotency store - (Could not connect to")
-    assert "Idempotency key: k. The function was not run; retry the call." in everything_said(refused.value)
+    assert "Idempotency key: k. The function was not run; a retry does not help until this is corrected." in str(refused.value)
+    assert not refused.value.is_retryable
 
 
 @pytest.mark.parametrize("mode", ["standalone", "cluster"])

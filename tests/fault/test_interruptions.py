@@ -28,7 +28,13 @@ from faults import (
     refused,
 )
 
-from idempotency import IdempotencyAlreadyInProgressError, idempotent, idempotent_function
+from idempotency import (
+    IdempotencyAlreadyInProgressError,
+    IdempotencyResultNotKeptError,
+    idempotent,
+    idempotent_function,
+)
+from idempotency.drivers import _Performer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -419,3 +425,34 @@ def test_a_durable_execution_whose_process_ends_keeps_its_claim(bench: Bench, ex
         pay(ORDER, durable(bench))
 
     assert bench.peek(KEY)["status"] == "INPROGRESS"
+
+
+@pytest.mark.parametrize("leaves", [*EXITS, TimeoutError])
+@pytest.mark.parametrize("result", ["paid", object()], ids=["stored", "not kept"])
+def test_a_result_whose_serialization_is_interrupted_is_stored_before_the_call_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, leaves: type[BaseException], result: Any
+) -> None:
+    """A signal's handler raises after the function has returned, and before the completion is sent."""
+    returned = _Performer.returned
+    interruptions = iter([leaves()])
+
+    def interrupted(performer: Any, value: Any, transaction: Any) -> Any:
+        for interruption in interruptions:
+            raise interruption
+        return returned(performer, value, transaction)
+
+    monkeypatch.setattr(_Performer, "returned", interrupted)
+    runs: list[str] = []
+
+    def pay() -> Any:
+        runs.append("paid")
+        return result
+
+    with pytest.raises(leaves):
+        deliver(bench, pay)
+    if result == "paid":
+        assert deliver(bench, pay) == "paid"
+    else:
+        with pytest.raises(IdempotencyResultNotKeptError):
+            deliver(bench, pay)
+    assert runs == ["paid"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 OURS = ("/idempotency/", "/persistence/")
 
 
-class TornAwayError(BaseException):
+class TornAwayError(KeyboardInterrupt):
     """What the signal's handler raises."""
 
 
@@ -97,9 +97,9 @@ def tear_at_each_line() -> Iterator[tuple[str, str]]:
             ran = world.runs[f"{name} {key}"]
             world.now_ms += 90_000
             call(key)
-            assert world.runs[f"{name} {key}"] in (ran, ran + 1), f"{name} at line {torn_at}"
-            if ran == 0:
-                assert world.runs[f"{name} {key}"] == 1, f"{name} at line {torn_at}"
+            # A handler that was torn away inside a call that it makes has failed, and runs again.
+            most = 1 if name == "nested" else 2
+            assert 1 <= world.runs[f"{name} {key}"] <= most, f"{name} at line {torn_at}, where it had run {ran} times"
         else:
             raise AssertionError(f"{name} has no end")
 

@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from doubles import START_MS, FakeClock
@@ -737,6 +738,105 @@ def test_a_renewal_that_its_own_attempts_end_overtook_is_no_lost_lease(
     heart.beat()
 
     assert caplog.records == []
+
+
+# The hooks of forks and of the exit, called as Python calls them
+
+
+def test_the_hooks_of_a_fork_hold_the_locks_give_them_back_and_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Store:
+        forks = 0
+
+        def after_fork(self) -> None:
+            self.forks += 1
+
+    monkeypatch.setattr(background, "_fork_locks", [])
+    monkeypatch.setattr(background, "_child_hooks", [])
+    monkeypatch.setattr(background, "_lanes", {})
+    monkeypatch.setattr(background, "fork_count", 0)
+    lock, store, gone = background.ForkLock(), Store(), Store()
+    background.in_forked_child(store)
+    background.in_forked_child(gone)
+    hooks = [*background._child_hooks]
+    del gone
+    assert len(background._child_hooks) == 1
+    background._child_hooks[:] = hooks  # as if it were collected in this very moment
+    background.call_workers(store)
+
+    background._before_fork()
+    assert not other_thread_gets(lock)
+    background._after_fork_in_parent()
+    assert other_thread_gets(lock)
+    background._before_fork()
+    background._after_fork_in_child()
+
+    assert other_thread_gets(lock)
+    assert (background.fork_count, store.forks, background._lanes) == (1, 1, {})
+
+
+def other_thread_gets(lock: background.ForkLock) -> bool:
+    got: list[bool] = []
+    thread = threading.Thread(target=lambda: got.append(lock._lock.acquire(timeout=0.01)) or (got[0] and lock._lock.release()))
+    thread.start()
+    thread.join()
+    return got[0]
+
+
+def test_a_fork_gives_no_lock_back_that_it_did_not_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_fork_locks", [])
+    monkeypatch.setattr(background, "FORK_SECONDS", 0.01)
+    lock = background.ForkLock()
+    held, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            may_end.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(30)
+
+    background._before_fork()
+    background._after_fork_in_parent()
+
+    may_end.set()
+    holder.join()
+    assert other_thread_gets(lock)
+
+
+def test_the_exit_waits_for_calls_that_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Store:
+        pass
+
+    monkeypatch.setattr(background, "_lanes", {})
+    store, may_end = Store(), threading.Event()
+    workers = background.call_workers(store)
+    workers.submit(lambda: may_end.wait(30))
+    pause = background._pause
+
+    def pausing(seconds: float) -> None:
+        may_end.set()
+        pause(seconds)
+
+    monkeypatch.setattr(background, "_pause", pausing)
+    background._end_calls()
+
+    assert workers.is_idle
+
+
+def test_a_wait_for_a_renewal_that_another_thread_has_answered_already_is_answered_once(clock: FakeClock) -> None:
+    lease = lease_of(lambda: True, clock)
+    called: list[str] = []
+
+    class Emptied(deque[Any]):
+        def popleft(self) -> Any:
+            raise IndexError
+
+    lease._waiting = Emptied([lambda: called.append("idle")])
+    lease._wake()
+
+    assert called == []
 
 
 # Processes

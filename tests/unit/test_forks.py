@@ -5,8 +5,36 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+from idempotency import DynamoDBPersistenceLayer, S3ResultOffload
+
+OPERATIONS = ("put_item", "get_item", "update_item", "delete_item", "put_object", "get_object")
+
+
+def given() -> Any:
+    return SimpleNamespace(**dict.fromkeys(OPERATIONS, print))
+
+
+def test_a_fork_drops_the_clients_that_stores_have_made_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DynamoDBPersistenceLayer, "_made_client", lambda _store, _region: given())
+    monkeypatch.setattr(S3ResultOffload, "_new_client", lambda _offload: given())
+    options: dict[str, Any] = {"replication": "eventual", "home_region": ["eu-west-1", "eu-central-1"]}
+    own = given()
+    store, mine = DynamoDBPersistenceLayer("t"), DynamoDBPersistenceLayer("t", boto3_client=own)
+    regional = DynamoDBPersistenceLayer("t", region_clients={"eu-west-1": own}, **options)
+    offload, my_offload = S3ResultOffload("b"), S3ResultOffload("b", boto3_client=own)
+    made = [store.client, *[regional._client_of(key) for key in "abcdefgh"], offload.client]
+
+    for each in (store, mine, regional, offload, my_offload):
+        each.after_fork()
+
+    again = [store.client, *[regional._client_of(key) for key in "abcdefgh"], offload.client]
+    assert {id(client) for client in made} & {id(client) for client in again} == {id(own)}
+    assert (mine.client, my_offload.client) == (own, own)
 
 
 def run(story: str) -> None:
