@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import ExitStack
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -233,19 +234,23 @@ def test_a_demoted_master_that_the_address_still_leads_to_is_named_in_the_error(
 # Sentinel
 
 
+def wait(ms: float) -> None:
+    Event().wait(ms / 1000)
+
+
 def test_stores_with_clients_of_sentinel_complete_after_a_failover(servers: Pair, clock: FakeClock) -> None:
-    """Time stands still, and the first pause of each lasts until there is a new master."""
+    """The first pause of each lasts until there is a new master; the others are real, because clients take time to follow it."""
     with ExitStack() as stack:
         watcher = stack.enter_context(sentinel(servers))
         place, is_over = [(HOST, watcher.port)], partial(is_known_to, watcher, servers)
         patience = {"socket_timeout": 2, "retry": None}
         watching = redis.sentinel.Sentinel(place)
         store = CachePersistenceLayer(client=watching.master_for(MASTER, **patience))
-        store.clock_ms, store.sleep_ms = clock, lambda _ms: until(is_over)
+        store.clock_ms, store.sleep_ms = clock, lambda ms: until(is_over) or wait(ms)
         verbs = Verbs(store, clock)
         awatching = redis.asyncio.sentinel.Sentinel(place)
         astore = AsyncCachePersistenceLayer(client=awatching.master_for(MASTER, **patience))
-        astore.clock_ms, astore.sleep_ms = clock, lambda _ms: asyncio.to_thread(until, is_over)
+        astore.clock_ms, astore.sleep_ms = clock, lambda ms: asyncio.to_thread(store.sleep_ms, ms)
         awaited = AwaitedVerbs(store, clock, astore)
         for each in (store.client, *watching.sentinels):
             stack.callback(each.close)
