@@ -562,7 +562,7 @@ def _after_fork_in_child() -> None:
             store.after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no forks, and no test runs there
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 

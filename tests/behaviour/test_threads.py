@@ -23,6 +23,7 @@ from idempotency import (
 )
 from persistence import background
 from persistence.scope import innermost_scope
+from persistence.threaded import ThreadedPersistenceLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -523,7 +524,96 @@ def test_a_call_that_is_cancelled_while_another_attempt_runs_leaves_its_record_a
     assert "delete" not in store.asked
 
 
+def test_a_call_that_is_cancelled_while_it_is_refused_leaves_the_record_alone(clock: FakeClock) -> None:
+    refusing, may_refuse = threading.Event(), threading.Event()
+
+    class Slow(Tokenless):
+        def _put_record(self, data_record: Any) -> Any:
+            if self._records:
+                refusing.set()
+                may_refuse.wait(30)
+            return super()._put_record(data_record)
+
+    store = Slow(clock_ms=clock)
+
+    async def story() -> None:
+        started, may_end = asyncio.Event(), asyncio.Event()
+
+        @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+        async def function(order: str) -> str:
+            started.set()
+            await may_end.wait()
+            return "paid"
+
+        first = asyncio.ensure_future(function(order="o-1"))
+        await started.wait()
+        second = asyncio.ensure_future(function(order="o-1"))
+        await asyncio.to_thread(refusing.wait, 30)
+        second.cancel()
+        asyncio.get_running_loop().call_soon(may_refuse.set)
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        may_end.set()
+        assert await first == "paid"
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+    assert "delete" not in store.asked
+
+
 # The ends of loops and closed coroutines
+
+
+def test_a_coroutine_that_is_closed_while_it_waits_for_another_attempt_releases_nothing(clock: FakeClock) -> None:
+    async def story() -> None:
+        store, waiting = CountingStore(clock_ms=clock), asyncio.Event()
+
+        async def wait(_ms: float) -> None:
+            waiting.set()
+            await asyncio.get_running_loop().create_future()
+
+        started, may_end = asyncio.Event(), asyncio.Event()
+
+        @idempotent_function(
+            data_keyword_argument="order",
+            persistence_store=store,
+            config=IdempotencyConfig(wait_for_in_progress_seconds=5),
+            key_prefix=PREFIX,
+        )
+        async def function(order: str) -> str:
+            started.set()
+            await may_end.wait()
+            return "paid"
+
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # a task whose coroutine is closed is reported
+        first = asyncio.ensure_future(function(order="o-1"))
+        await started.wait()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ThreadedPersistenceLayer, "sleep_ms", lambda _store, ms: wait(ms))
+            second = asyncio.ensure_future(function(order="o-1"))
+            await waiting.wait()
+            second.get_coro().close()  # type: ignore[union-attr]
+        may_end.set()
+        assert await first == "paid"
+        assert "delete" not in store.asked
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+def test_a_renewal_by_the_loop_that_comes_after_the_end_is_not_made(clock: FakeClock, heart: background.Heartbeat) -> None:
+    async def story() -> None:
+        client = AsyncPlain()
+        store = AsyncCachePersistenceLayer(client=client)
+        store.clock_ms = clock
+
+        @idempotent_function(data_keyword_argument="order", persistence_store=store, key_prefix=PREFIX)
+        async def function(order: str) -> None:
+            clock.advance(ms=20_000)
+            heart.beat()  # its task begins after the function has returned
+
+        await function(order="o-1")
+        assert "COMPLETED" in client.plain.texts[KEY]
+
+    asyncio.run(asyncio.wait_for(story(), 30))
 
 
 def test_the_end_of_a_loop_loses_no_result(clock: FakeClock) -> None:

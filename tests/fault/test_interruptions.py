@@ -456,3 +456,20 @@ def test_a_result_whose_serialization_is_interrupted_is_stored_before_the_call_e
         with pytest.raises(IdempotencyResultNotKeptError):
             deliver(bench, pay)
     assert runs == ["paid"]
+
+
+def test_a_result_is_stored_if_a_signal_comes_right_after_the_return(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the very line that remembers what the function returned."""
+    remembered: list[Any] = []
+
+    def remember(_performer: Any, unstored: Any) -> None:
+        remembered.append(unstored)
+        if len(remembered) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Performer, "unstored", property(lambda _performer: remembered[-1], remember))
+    with pytest.raises(KeyboardInterrupt):
+        deliver(bench)
+    monkeypatch.undo()
+
+    assert deliver(bench, raise_boom) == "paid"

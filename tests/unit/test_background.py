@@ -277,6 +277,24 @@ def test_a_lease_ends_before_it_was_ever_kept(renewals: Renewals, clock: FakeClo
     assert not lease.is_under_way
 
 
+def test_a_renewal_that_cannot_be_begun_is_tried_again_soon(heart: Heartbeat, clock: FakeClock) -> None:
+    """There is no thread for it at the moment, or its loop is closed."""
+    begun: list[int] = []
+
+    def begin(_lease: Lease) -> None:
+        begun.append(clock.now_ms - START_MS)
+        raise ThreadUnavailableError
+
+    lease = Lease("fn#1", begin, clock, LEASE_MS)
+    heart.keep(lease)
+    clock.advance(ms=3_000)
+
+    assert heart.beat() == 600
+    clock.advance(ms=600)
+    heart.beat()
+    assert begun == [3_000, 3_600]
+
+
 # No renewal is under way when a result is written
 
 

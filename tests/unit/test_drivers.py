@@ -11,7 +11,7 @@ import pytest
 from doubles import START_MS, FakeClock
 
 from idempotency import IdempotencyConfig, events, idempotent_function
-from idempotency.drivers import FIRST_PAUSE_MS, LONGEST_PAUSE_MS, _retrieved, pause_ms
+from idempotency.drivers import FIRST_PAUSE_MS, LONGEST_PAUSE_MS, MAX_WRITES, _retrieved, _to_its_end, pause_ms
 from persistence.exceptions import (
     IdempotencyItemAlreadyExistsError,
     IdempotencyLeaseLostError,
@@ -67,6 +67,22 @@ def test_the_error_of_a_task_that_came_too_late_is_looked_at_and_a_cancelled_one
         assert not failed._log_traceback
 
     asyncio.run(story())
+
+
+def test_a_write_that_is_cancelled_each_time_ends_as_a_cancellation() -> None:
+    writes: list[str] = []
+
+    async def write() -> None:
+        writes.append("write")
+        raise asyncio.CancelledError
+
+    async def story() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await _to_its_end(write)
+
+    asyncio.run(story())
+
+    assert writes == ["write"] * MAX_WRITES
 
 
 # What a store met on its way is told to the observers of its call

@@ -775,7 +775,7 @@ def test_an_orphan_that_nobody_may_take_over_is_refused_with_the_end_of_its_leas
 REFUSED_AS_TOO_OLD = (
     "The request of idempotency key fn#1 was issued longer ago than a result is kept (expires_after_seconds=3600), and it has no "
     "result. It was not run, because it may have run before. Find out whether its effect happened; if not, send it again with a "
-    "new time of issue"
+    "new time of issue. A retry does not help."
 )
 
 

@@ -82,6 +82,16 @@ def test_the_awaited_verbs_do_what_the_wrapped_store_does(clock: FakeClock) -> N
     asyncio.run(story())
 
 
+def test_an_orphan_is_released_in_a_thread_as_by_the_wrapped_store(clock: FakeClock) -> None:
+    wrapped = InMemoryPersistenceLayer(clock_ms=clock)
+    wrapped.claim(OFFER)
+    clock.advance(ms=1_001)
+
+    asyncio.run(ThreadedPersistenceLayer(wrapped).release_orphan("fn#1", owner_token="a"))
+
+    assert wrapped.fetch("fn#1") is None
+
+
 def test_the_hook_of_a_claim_says_in_a_thread_what_the_wrapped_stores_says(clock: FakeClock) -> None:
     store = ThreadedPersistenceLayer(InMemoryPersistenceLayer(clock_ms=clock))
 
