@@ -22,7 +22,7 @@ OTHER_PYTHONS = $(eval OTHER_PYTHONS := $(filter-out $(shell cat .venv/python),$
 LOWEST_PYTHON = $(firstword $(OTHER_PYTHONS) $(shell cat .venv/python))
 # They compare with what Powertools or botocore does today, need the durable functions SDK and with it a newer boto3, ask who wins,
 # or are examples, made of what the others show.
-NOT_ON_LOWEST := $(addprefix tests/unit/test_,json.py key.py sigv4.py lean.py lean_settings.py) \
+NOT_ON_LOWEST := $(addprefix tests/unit/test_,json.py key.py objects.py options.py sigv4.py lean.py lean_settings.py) \
 	$(addprefix tests/behaviour/test_,durable_sdk.py worked_examples.py batches.py) tests/conformance/test_races.py
 # An old botocore asks for the time in a way that newer Pythons warn of.
 test-on-lowest: TOLERATED := -W "ignore:datetime.datetime.utcnow:DeprecationWarning"
